@@ -1,0 +1,40 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from chatbot.model import Seq2Seq
+from chatbot.model_directory import seal
+from chatbot.options import DecodingOptions
+from chatbot.tokenizer import Tokenizer
+from tests.small import SMALL, orders, texts
+
+torch.set_num_threads(1)  # tests run side by side: threads that spin for each other cost more than they bring
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Tokenizer:
+    """A tokenizer of the small transcripts."""
+    return Tokenizer.train(texts(orders(200)), vocab_size=SMALL.vocab_size)
+
+
+@pytest.fixture
+def tiny_model(tiny_tokenizer: Tokenizer) -> Seq2Seq:
+    """An untrained model, float32, in evaluation mode; the same weights every time."""
+    torch.manual_seed(7)
+    return Seq2Seq(SMALL.model_copy(update={"vocab_size": tiny_tokenizer.vocab_size})).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tiny_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The untrained model, sealed: it answers nonsense, at length."""
+    torch.manual_seed(7)
+    model = Seq2Seq(SMALL.model_copy(update={"vocab_size": tiny_tokenizer.vocab_size})).eval()
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    defaults = DecodingOptions(max_tokens=12)
+    seal(path, model=model, tokenizer=tiny_tokenizer, defaults=defaults, metrics={}, card="# Tiny\n")
+    return path
