@@ -1,0 +1,84 @@
+"""The server's command line: `python -m server serve | db upgrade`.
+
+A command is a function that adds its parser and sets `run`, which takes the parsed arguments and returns the
+exit status. What a command needs is imported when it runs, so that `--help` and `db upgrade` load no model.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace, _SubParsersAction
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from server import settings
+from server.store_errors import StoreError
+
+Commands: TypeAlias = "_SubParsersAction[ArgumentParser]"
+
+_VARIABLES = (
+    f"Each option may also be given as an environment variable: {settings.flag('database_url')} is "
+    f"{settings.variable('database_url')}."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parsed = build_parser().parse_args(arguments)
+    try:
+        status: int = parsed.run(parsed)
+    except (settings.SettingsError, StoreError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return status
+
+
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m server", description="Serve chats, and look after what the server keeps."
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+    add_serve(commands)
+    add_db(commands)
+    return parser
+
+
+def add_serve(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "serve",
+        help="answer chats until SIGTERM or Ctrl-C",
+        description=f"Answer chats until SIGTERM or Ctrl-C. {_VARIABLES}",
+    )
+    settings.add_arguments(parser)
+    parser.set_defaults(run=serve)
+
+
+def serve(arguments: Namespace) -> int:
+    from server.app import serve
+
+    return serve(settings.load(arguments))
+
+
+def add_db(commands: Commands) -> None:
+    parser = commands.add_parser("db", help="set up and upgrade the database")
+    actions = parser.add_subparsers(required=True, metavar="action")
+    upgrade = actions.add_parser(
+        "upgrade",
+        help="bring the database to the newest migration",
+        description="Bring the database to the newest migration, which sets up an empty one; on SQLite a "
+        f"missing file is created. Running it again changes nothing. {_VARIABLES}",
+    )
+    settings.add_arguments(upgrade, ["database_url"])
+    upgrade.set_defaults(run=upgrade_database)
+
+
+def upgrade_database(arguments: Namespace) -> int:
+    from server import database
+
+    url = settings.load(arguments).database_url
+    revision = database.upgrade(url)
+    print(f"{database.masked(database.parse(url))} is at migration {revision}, the newest")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
