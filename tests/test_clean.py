@@ -1,0 +1,58 @@
+"""Cleaning keeps what is worth learning from, and counts the rest by reason."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from chatbot.transcripts import read_transcripts, write_transcripts
+from tests.small import transcript
+from training.__main__ import main
+from training.clean import clean
+
+GOOD = transcript("hello", "hi", name="good")
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (transcript("  Hello ", "HI", name="again"), "duplicate"),
+        (transcript("hello", name="alone"), "no reply"),
+        (transcript("hi", "hello", name="agent only", first="agent"), "no reply"),
+        (transcript("hello", " ", name="silent"), "empty turn"),
+        (transcript("hello", "x" * 5000, name="paste"), "overlong turn"),
+        (transcript("hello", "caf\ufffd", name="broken"), "not text"),
+        (transcript("hello\x00", "hi there", name="binary"), "not text"),
+    ],
+)
+def test_what_is_dropped_and_why(bad: object, reason: str) -> None:
+    counts: Counter[str] = Counter()
+    assert list(clean([GOOD, bad], [], counts)) == [GOOD]  # type: ignore[list-item]
+    assert counts == {"kept": 1, reason: 1}
+
+
+def test_held_out_conversations_never_come_in() -> None:
+    counts: Counter[str] = Counter()
+    assert list(clean([GOOD], [transcript("Hello", "hi", name="dev")], counts)) == []
+    assert counts == {"duplicate or held out": 1}
+
+
+def test_the_command_merges_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        write_transcripts(tmp_path / f"{name}.jsonl", [GOOD.model_copy(update={"id": name})])
+    out = tmp_path / "all.jsonl.gz"
+    assert (
+        main(["clean", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"), "-o", str(out), "--json"]) == 0
+    )
+    assert json.loads(capsys.readouterr().out) == {"kept": 1, "duplicate": 1}
+    assert [one.id for one in read_transcripts(out)] == ["a"]
+
+
+def test_a_broken_file_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").write_text("{\n")
+    assert main(["clean", str(tmp_path / "a.jsonl"), "-o", str(tmp_path / "out.jsonl")]) == 1
+    assert "a.jsonl:1" in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()

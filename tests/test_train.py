@@ -1,0 +1,295 @@
+"""Training: it learns, and a run that was killed goes on to the same losses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from chatbot.model_directory import load
+from chatbot.transcripts import write_transcripts
+from tests.small import SMALL, orders, transcript
+from training.__main__ import main
+from training.config import ConfigError, TrainConfig, load_config
+from training.train import Diverged, NothingToLearn, Stopped, Trained, name_of, train
+
+SMALL_RUN: dict[str, Any] = {
+    "model": SMALL.model_dump() | {"dropout": 0.2, "max_turn_tokens": 64},
+    "batch_tokens": 800,
+    "learning_rate": 0.01,
+    "warmup_steps": 5,
+    "max_steps": 12,
+    "evaluate_every": 5,
+    "checkpoint_minutes": 0,
+    "precision": "fp32",
+    "device": "cpu",
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    write_transcripts(tmp_path / "train.jsonl.gz", orders(120, seed=1))
+    write_transcripts(tmp_path / "dev.jsonl.gz", orders(30, seed=2))
+    return tmp_path / "train.jsonl.gz", tmp_path / "dev.jsonl.gz"
+
+
+def run(
+    files: tuple[Path, Path], work: Path, *, resume: bool = False, stop: Event | None = None, **changes: Any
+) -> Trained:
+    config = TrainConfig.model_validate(SMALL_RUN | changes)
+    return train([files[0]], [files[1]], work, config, resume=resume, quiet=True, stop=stop)
+
+
+def losses(work: Path) -> list[tuple[int, float]]:
+    """Every training loss that was logged, by step; one file for each time the run was taken up."""
+    found: list[tuple[int, float]] = []
+    for file in (work / "tensorboard").iterdir():
+        events = EventAccumulator(str(file))
+        events.Reload()
+        if "train/loss" in events.Tags()["scalars"]:
+            found += [(event.step, event.value) for event in events.Scalars("train/loss")]
+    return sorted(found)
+
+
+def tensors(work: Path) -> dict[str, torch.Tensor]:
+    return load_file(work / "last" / "tensors.safetensors")
+
+
+def test_it_learns_to_take_orders(files: tuple[Path, Path], tmp_path: Path) -> None:
+    trained = run(files, tmp_path / "run", max_steps=200, evaluate_every=100, checkpoint_minutes=5)
+    (perplexity,) = trained.perplexity_word.values()
+    assert perplexity < 8.0  # a uniform guess among the few dozen words of this world is above 50
+    first, last = losses(tmp_path / "run")[0][1], losses(tmp_path / "run")[-1][1]
+    assert last < first / 4
+
+
+def test_a_stopped_run_goes_on_to_the_same_losses(files: tuple[Path, Path], tmp_path: Path) -> None:
+    run(files, tmp_path / "whole")
+    always = Event()
+    always.set()
+    for step in range(1, 13):  # stopped after every single update
+        with pytest.raises(Stopped, match=f"after step {step};"):
+            run(files, tmp_path / "parts", resume=step > 1, stop=always)
+    run(files, tmp_path / "parts", resume=True)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def arguments(files: tuple[Path, Path], out: Path, *more: str) -> list[str]:
+    settings = [
+        f"--set=model.{key}={json.dumps(value)}"
+        for key, value in SMALL_RUN["model"].items()
+        if key != "format"
+    ]
+    settings += [f"--set={key}={value}" for key, value in SMALL_RUN.items() if key != "model"]
+    parts = [
+        "--train",
+        str(files[0]),
+        "--dev",
+        str(files[1]),
+        "--out",
+        str(out),
+        "--set=final_replies=5",
+        *settings,
+    ]
+    return ["train", *parts, *more]
+
+
+def in_a_process(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-m", "training", *arguments], stderr=subprocess.PIPE, text=True)
+
+
+def signal_after_step_5(process: subprocess.Popen[str], number: signal.Signals) -> str:
+    """Send a signal once the first dev reading is done; what the process says until its end."""
+    said = ""
+    with process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            said += line
+            if line.startswith("step 5 "):
+                process.send_signal(number)
+    return said
+
+
+def test_kill_9_then_resume_gives_the_same_model(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resumed = arguments(files, tmp_path / "killed", "--json", "--resume")
+    process = in_a_process(*resumed)
+    signal_after_step_5(process, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    fingerprints = []
+    for parts in (resumed, arguments(files, tmp_path / "whole", "--json")):
+        assert main(parts) == 0
+        fingerprints.append(json.loads(capsys.readouterr().out)["fingerprint"])
+    assert fingerprints[0] == fingerprints[1]
+
+
+def test_the_command_seals_a_model_that_loads(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "model"
+    card = tmp_path / "card.md"
+    card.write_text("# Orders\n\nOur own.\n")
+    assert main(arguments(files, out, "--card", str(card))) == 0
+    bundle = load(out)
+    assert bundle.fingerprint in capsys.readouterr().out
+    assert bundle.card.startswith("# Orders")
+    (figures,) = bundle.metrics["dev"].values()
+    (quick,) = bundle.metrics["perplexity_word"].values()
+    assert figures["perplexity_word"] == pytest.approx(quick, rel=1e-3)
+    assert f"{figures['perplexity_word']:.2f}" in bundle.card
+    assert main(arguments(files, out)) == 1
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    endless = arguments(files, tmp_path / "model", "--set=max_steps=100000", "--set=epochs=100000")
+    process = in_a_process(*endless)
+    said = signal_after_step_5(process, signal.SIGTERM)
+    assert process.returncode == 1
+    assert re.search(r"stopped after step \d+; --resume continues", said)
+    assert (tmp_path / "model.run" / "last" / "state.json").exists()
+    assert main(endless) == 1  # without --resume
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_two_processes_make_the_same_model(files: tuple[Path, Path], tmp_path: Path) -> None:
+    """torchrun: each process takes a part of every batch; the weights agree with one process's."""
+    still = ["--set=model.dropout=0", "--set=max_steps=6"]  # dropout draws differ between processes
+    assert main(arguments(files, tmp_path / "alone", *still)) == 0
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "training",
+    ]
+    both = [*torchrun, *arguments(files, tmp_path / "both", *still)]
+    done = subprocess.run(
+        both, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = tensors(tmp_path / "alone.run"), tensors(tmp_path / "both.run")
+    for name in one:
+        if name.startswith("model."):
+            torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
+
+
+def test_each_learning_setting_matters(files: tuple[Path, Path], tmp_path: Path) -> None:
+    base = run(files, tmp_path / "base", max_steps=3)
+    settings: tuple[dict[str, Any], ...] = (
+        *(
+            {"seed": 2},
+            {"learning_rate": 0.005},
+            {"warmup_steps": 0},
+            {"betas": (0.5, 0.6)},
+            {"weight_decay": 0.9},
+            {"clip_norm": 0.001},
+            {"label_smoothing": 0.2},
+            {"final_learning_rate": 0.9},
+            {"batch_tokens": 400},
+            {"precision": "bf16"},
+        ),
+    )
+    for number, changes in enumerate(settings):
+        other = run(files, tmp_path / str(number), **({"max_steps": 3} | changes))
+        same = all(
+            torch.equal(a, b) for a, b in zip(base.model.parameters(), other.model.parameters(), strict=True)
+        )
+        assert not same, changes
+
+
+def test_patience_ends_a_run_that_no_longer_improves(files: tuple[Path, Path], tmp_path: Path) -> None:
+    trained = run(
+        files,
+        tmp_path / "run",
+        max_steps=500,
+        evaluate_every=2,
+        patience=2,
+        learning_rate=0.5,
+    )
+    assert trained.progress.step < 100
+    assert trained.progress.step == trained.progress.best_step + 4
+
+
+def test_a_run_that_diverges_says_so(files: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match="learning_rate"):
+        run(files, tmp_path / "run", learning_rate=1e9, clip_norm=1e9, warmup_steps=0, evaluate_every=3)
+
+
+def test_time_is_a_limit_too(files: tuple[Path, Path], tmp_path: Path) -> None:
+    trained = run(
+        files, tmp_path / "run", max_steps=100_000, epochs=100_000, minutes=0.02, evaluate_every=1000
+    )
+    assert 1.2 <= trained.progress.seconds < 10
+
+
+def test_without_a_dev_part_the_latest_model_is_kept(files: tuple[Path, Path], tmp_path: Path) -> None:
+    trained = train([files[0]], [], tmp_path / "run", TrainConfig.model_validate(SMALL_RUN), quiet=True)
+    assert trained.progress.best_step == 12
+    assert trained.perplexity_word == {}
+
+
+def test_nothing_to_learn_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    write_transcripts(file, [transcript("is anybody there?")])
+    with pytest.raises(NothingToLearn):
+        train([file], [], tmp_path / "run", TrainConfig.model_validate(SMALL_RUN), quiet=True)
+
+
+def test_settings_come_from_file_and_flags(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("seed = 5\nepochs = 2\n[model]\nhidden_size = 64\n")
+    config = load_config(file, ["epochs=3", "model.embedding_size=32", "device=cpu", "betas=[0.8, 0.9]"])
+    assert (config.seed, config.epochs, config.device, config.betas) == (5, 3, "cpu", (0.8, 0.9))
+    assert (config.model.hidden_size, config.model.embedding_size) == (64, 32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (["epochs=0"], ["epochs"]),
+        (["epochs=0", "model.dropout=1.5", "colour=3"], ["epochs", "model.dropout", "colour"]),
+        (["epochs"], ["key=value"]),
+        (["learning_rate=nan"], ["learning_rate"]),
+        (["precision=int4"], ["precision"]),
+        (["seed=1", "seed.x=1"], ["not a table"]),
+    ],
+)
+def test_every_wrong_setting_is_named(settings: list[str], named: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, settings)
+    assert all(name in str(caught.value) for name in named)
+
+
+def test_a_broken_config_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text("seed = = 5\n")
+    with pytest.raises(ConfigError, match=r"bad\.toml"):
+        load_config(file, [])
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [("a/star/dev.jsonl.gz", "star"), ("a/shop.jsonl", "shop"), ("x/test.jsonl", "x")]
+)
+def test_data_files_have_short_names(file: str, name: str) -> None:
+    assert name_of(Path("/data") / file) == name

@@ -1,0 +1,1 @@
+"""Corpora, training, evaluation and retraining. Never imports the server or its database."""

@@ -1,0 +1,32 @@
+"""``python -m training import | clean | train | evaluate``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+COMMANDS = {
+    "import": "any supported source to transcripts",
+    "clean": "merge transcripts without duplicates, broken conversations and held-out ones",
+    "train": "a model from scratch; also under torchrun",
+    "evaluate": "perplexity, BLEU and more of a model on transcripts",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m training", description="Corpora, training and evaluation."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    wanted = (sys.argv[1:] if argv is None else argv)[:1]
+    for name, summary in COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        if wanted == [name]:  # the others' libraries need not be loaded
+            importlib.import_module(f"training.{name}_command").add_arguments(sub)
+    args = parser.parse_args(argv)
+    return int(importlib.import_module(f"training.{args.command}_command").run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

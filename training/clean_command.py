@@ -1,0 +1,42 @@
+"""``python -m training clean``: several files of transcripts to one training part."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from chatbot.transcripts import Transcript, TranscriptError, read_transcripts, write_transcripts
+from training.clean import clean
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="transcripts, .jsonl or .jsonl.gz"
+    )
+    parser.add_argument("-o", "--out", required=True, type=Path, help="where the training part goes")
+    parser.add_argument(
+        "--held-out", nargs="*", type=Path, default=[], metavar="FILE", help="never let these in"
+    )
+    parser.add_argument("--json", action="store_true", help="report as one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    counts: Counter[str] = Counter()
+    try:
+        write_transcripts(args.out, clean(_read(args.files), _read(args.held_out), counts))
+    except (TranscriptError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(
+        json.dumps(counts) if args.json else "\n".join(f"{n:8}  {what}" for what, n in counts.most_common())
+    )
+    return 0
+
+
+def _read(files: Iterable[Path]) -> Iterator[Transcript]:
+    for file in files:
+        yield from read_transcripts(file)

@@ -1,0 +1,383 @@
+"""Training from nothing: read it from top to bottom.
+
+corpus, tokenizer <- train files        (kept in OUT.run/, found again by hash)
+for each epoch, for each batch of whole dialogues:
+    loss   = cross-entropy of all agent turns, all turns encoded in one pass
+    update = Adam, warm-up then cosine, clipped gradient
+    now and then: perplexity of the dev part; checkpoint; stop when it no longer falls
+best checkpoint -> sealed model directory OUT
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from chatbot.model import DialogueBatch, Seq2Seq
+from chatbot.tokenizer import Tokenizer
+from chatbot.transcripts import read_transcripts, write_aside
+from training import checkpoint
+from training.batches import in_order, plan_epoch, prefetch, token_weights
+from training.checkpoint import Progress
+from training.config import TrainConfig
+from training.corpus import Corpus, corpus_of, open_corpus
+from training.device import autocast, choose_device, choose_precision
+from training.distributed import World
+from training.loss import linear_cross_entropy
+from training.words import count_words
+
+log = logging.getLogger(__name__)
+
+
+class NothingToLearn(ValueError):
+    """The training files hold no agent turn with a weight above zero."""
+
+
+class Diverged(ArithmeticError):
+    """Training ended without a usable model."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop; ``step`` updates are done and kept."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
+
+    def __str__(self) -> str:
+        return f"stopped after step {self.step}; --resume continues from there"
+
+
+@dataclass(frozen=True)
+class DevSet:
+    """One file of the dev part."""
+
+    name: str
+    corpus: Corpus
+    words: int  # of its replies, as perplexity_word counts them
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run ends with."""
+
+    model: Seq2Seq  # the best one, in float32
+    tokenizer: Tokenizer
+    progress: Progress
+    perplexity_word: dict[str, float]  # of each dev file
+
+
+def train(
+    files: Sequence[Path],
+    dev_files: Sequence[Path],
+    work: Path,
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    world: World | None = None,
+    stop: Event | None = None,
+) -> Trained:
+    """Train in the directory ``work`` until the data, the time or the patience is at its end.
+
+    Raises TranscriptError for a malformed line, `NothingToLearn`, and `Stopped` when ``stop`` was set: the
+    checkpoint it left continues with ``resume``.
+    """
+    world = world or World()
+    device = choose_device(config.device, world.local_rank)
+    dtype = choose_precision(config.precision, device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    if not world.first:
+        world.wait()  # until the first has built what the others find
+    tokenizer = _tokenizer(files, work / "tokenizer.json", config)
+    shape = config.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
+    corpus = open_corpus(
+        files,
+        tokenizer,
+        cache=work / "corpus",
+        max_turn_tokens=shape.max_turn_tokens,
+        max_dialogue_tokens=config.max_dialogue_tokens,
+    )
+    if world.first:
+        world.wait()
+    if not corpus.replies:
+        raise NothingToLearn("no agent turn with a weight above zero in the training files")
+    dev = [_dev_set(file, tokenizer, shape.max_turn_tokens) for file in dev_files]
+    model = Seq2Seq(shape).to(device)
+    optimizer = _optimizer(model, config, device)
+    progress = Progress()
+    if resume and checkpoint.exists(work / "last"):
+        progress = checkpoint.load(work / "last", model, optimizer)
+    run = _Run(
+        model, optimizer, corpus, dev, config, work, progress, dtype, device, quiet, world, stop or Event()
+    )
+    run.until_done()
+    world.wait()
+    if not checkpoint.exists(work / "best"):
+        raise Diverged("the loss was never finite on the dev part: lower learning_rate")
+    checkpoint.load(work / "best", model)
+    return Trained(model.eval(), tokenizer, progress, run.perplexities())
+
+
+class _Run:
+    """The loop. All that changes is the model, the optimizer and ``progress``: together they are the
+    checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: Seq2Seq,
+        optimizer: torch.optim.Optimizer,
+        corpus: Corpus,
+        dev: list[DevSet],
+        config: TrainConfig,
+        work: Path,
+        progress: Progress,
+        dtype: torch.dtype,
+        device: torch.device,
+        quiet: bool,
+        world: World,
+        stop: Event,
+    ) -> None:
+        self.model, self.optimizer, self.corpus, self.dev = model, optimizer, corpus, dev
+        self.config, self.work, self.progress = config, work, progress
+        self.dtype, self.device, self.quiet, self.world, self.stop = dtype, device, quiet, world, stop
+        self.total_steps = self._total_steps()
+        self.saved_at = progress.seconds
+
+    def until_done(self) -> None:
+        """Run the remaining batches. A checkpoint is only ever written between two updates."""
+        writer = (
+            SummaryWriter(str(self.work / "tensorboard"), purge_step=self.progress.step + 1)
+            if self.world.first
+            else None
+        )
+        hidden = True if self.quiet or not self.world.first else None  # None: shown on a terminal only
+        bar = tqdm(total=self.total_steps, initial=self.progress.step, unit="step", disable=hidden)
+        try:
+            for batch in self._batches():
+                if self._finished():
+                    break
+                loss, seconds = self._update(batch)
+                self._report(bar, writer, batch, loss, seconds)
+                self._between_updates(writer)
+            if self.progress.best_step != self.progress.step:
+                self._read_dev(writer)
+        finally:
+            bar.close()
+            if writer is not None:
+                writer.close()
+
+    def _update(self, batch: DialogueBatch | None) -> tuple[float, float]:
+        """One step of gradient descent; returns the loss (nats a token) and the time it took (s).
+
+        ``batch`` is this process's part of the step, None when there was nothing left for it.
+        """
+        began = time.perf_counter()
+        torch.manual_seed(hash((self.config.seed, self.progress.step, self.world.rank)) & (2**63 - 1))
+        self.model.train()
+        weights = token_weights(batch) if batch is not None else torch.zeros(0)
+        elapsed = self.progress.seconds if self.world.first else 0.0
+        shared = self.world.add(
+            torch.tensor([weights.sum(), elapsed], dtype=torch.float64, device=self.device)
+        )
+        total_weight, self.progress.seconds = shared.tolist()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=self.device)
+        if batch is not None:
+            loss = self._loss(batch.to(self.device), weights.to(self.device) / total_weight)
+            loss.backward()  # type: ignore[no-untyped-call]
+        self.world.add_gradients(self.model.parameters())
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * self._rate()
+        self.optimizer.step()
+        value = self.world.add(loss.detach()).item()
+        self.progress.step += 1
+        self.progress.batch += 1
+        seconds = time.perf_counter() - began
+        self.progress.seconds += seconds
+        return value, seconds
+
+    def _loss(self, batch: DialogueBatch, weights: Tensor) -> Tensor:
+        with autocast(self.device, self.dtype):
+            readouts = self.model(batch)
+        loss, _ = linear_cross_entropy(
+            readouts,
+            self.model.embedding.weight,
+            self.model.bias,
+            batch.targets,
+            weights,
+            smoothing=self.config.label_smoothing,
+            dtype=self.dtype,
+        )
+        return loss
+
+    def _rate(self) -> float:
+        """Share of the peak learning rate for the next update."""
+        warmup = min(1.0, (self.progress.step + 1) / max(1, self.config.warmup_steps))
+        final = self.config.final_learning_rate
+        return warmup * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * self._done())))
+
+    def _done(self) -> float:
+        """Share of the run that is over, 0 to 1."""
+        done = self.progress.step / self.total_steps
+        if self.config.minutes is not None:
+            done = max(done, self.progress.seconds / (60 * self.config.minutes))
+        return min(1.0, done)
+
+    def _finished(self) -> bool:
+        return self._done() >= 1 or self.progress.waited >= self.config.patience
+
+    def _total_steps(self) -> int:
+        if self.config.max_steps is not None:
+            return self.config.max_steps
+        first = plan_epoch(self.corpus, budget=self.config.batch_tokens, seed=self.config.seed, epoch=0)
+        return self.config.epochs * len(first)
+
+    def _batches(self) -> Iterator[DialogueBatch | None]:
+        """This process's parts of the rest of this epoch's batches, then of the next ones."""
+        while not self._finished() and self.progress.epoch < self.config.epochs:
+            plan = plan_epoch(
+                self.corpus, budget=self.config.batch_tokens, seed=self.config.seed, epoch=self.progress.epoch
+            )
+            mine = [
+                dialogues[self.world.rank :: self.world.size] for dialogues in plan[self.progress.batch :]
+            ]
+            yield from prefetch(self.corpus, mine)
+            self.progress.epoch, self.progress.batch = self.progress.epoch + 1, 0
+
+    def _report(
+        self,
+        bar: tqdm[NoReturn],
+        writer: SummaryWriter | None,
+        batch: DialogueBatch | None,
+        loss: float,
+        seconds: float,
+    ) -> None:
+        if batch is None or writer is None:
+            return
+        speed = len(batch.targets) * self.world.size / seconds  # the parts of a batch are of one size
+        bar.update()
+        bar.set_postfix(loss=f"{loss:.3f}", tokens=f"{speed:.0f}/s", epoch=self.progress.epoch, refresh=False)
+        writer.add_scalar("train/loss", loss, self.progress.step)
+        writer.add_scalar("train/learning_rate", self.optimizer.param_groups[0]["lr"], self.progress.step)
+        writer.add_scalar("train/reply_tokens_per_second", speed, self.progress.step)
+
+    def _between_updates(self, writer: SummaryWriter | None) -> None:
+        if self.progress.step % self.config.evaluate_every == 0:
+            self._read_dev(writer)
+        elif self.progress.seconds - self.saved_at >= 60 * self.config.checkpoint_minutes:
+            self._save("last")
+        stopping = self.world.add(torch.tensor(float(self.stop.is_set()), device=self.device))
+        if stopping.item():
+            self._save("last")
+            raise Stopped(self.progress.step)
+
+    def _read_dev(self, writer: SummaryWriter | None) -> None:
+        """Perplexity of each dev file; keeps the best model. Without a dev part, the latest is the best."""
+        found = self.perplexities()
+        words = sum(dev.words for dev in self.dev)
+        loss = sum(dev.words * math.log(found[dev.name]) for dev in self.dev) / words if words else 0.0
+        better = loss < self.progress.best or not words
+        if better:
+            self.progress.best, self.progress.best_step, self.progress.waited = loss, self.progress.step, 0
+        else:
+            self.progress.waited += 1
+        if writer is not None:
+            for name, perplexity in found.items():
+                writer.add_scalar(f"dev/{name}", perplexity, self.progress.step)
+            figures = "  ".join(f"{name} {perplexity:.2f}" for name, perplexity in found.items())
+            log.info(
+                "step %d  %.0f s  word perplexity  %s", self.progress.step, self.progress.seconds, figures
+            )
+        if better:
+            self._save("best")
+        self._save("last")
+
+    def perplexities(self) -> dict[str, float]:
+        """Word perplexity of each dev file, exp(total negative log-likelihood / words), read by all
+        processes.
+        """
+        self.model.eval()
+        totals = torch.tensor(
+            [self._negative_log_likelihood(d.corpus) for d in self.dev], dtype=torch.float64
+        )
+        totals = self.world.add(totals.to(self.device)).cpu()
+        return {d.name: _exp(total / d.words) for d, total in zip(self.dev, totals.tolist(), strict=True)}
+
+    def _negative_log_likelihood(self, corpus: Corpus) -> float:
+        """Of all replies of this process's part of a corpus, in nats."""
+        total = 0.0
+        mine = in_order(corpus, budget=self.config.batch_tokens)[self.world.rank :: self.world.size]
+        with torch.inference_mode():
+            for batch in prefetch(corpus, mine):
+                assert batch is not None
+                with autocast(self.device, self.dtype):
+                    total += self.model.token_losses(batch.to(self.device)).double().sum().item()
+        return total
+
+    def _save(self, name: str) -> None:
+        if self.world.first:
+            checkpoint.save(self.work / name, self.model, self.optimizer, self.progress)
+        self.saved_at = self.progress.seconds
+
+
+def _optimizer(model: Seq2Seq, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() == 1]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=config.betas, fused=device.type in ("cpu", "cuda")
+    )
+
+
+def _tokenizer(files: Sequence[Path], path: Path, config: TrainConfig) -> Tokenizer:
+    """The run's tokenizer: trained on the texts of the training part the first time, read back later."""
+    if not path.exists():
+        texts = (
+            turn.text for file in files for transcript in read_transcripts(file) for turn in transcript.turns
+        )
+        tokenizer = Tokenizer.train(texts, vocab_size=config.model.vocab_size, lowercase=config.lowercase)
+        with write_aside(path) as stream:
+            stream.write(tokenizer.to_json().encode())
+    return Tokenizer.from_json(path.read_text("utf-8"))
+
+
+def _exp(nats: float) -> float:
+    """A perplexity; infinite, not an error, for a model that has diverged."""
+    return math.exp(nats) if nats < 700 else math.inf
+
+
+def _dev_set(file: Path, tokenizer: Tokenizer, max_turn_tokens: int) -> DevSet:
+    """A dev file and its words: those of the tokens that are scored, where a very long turn was cut."""
+    corpus = corpus_of(read_transcripts(file), tokenizer, max_turn_tokens=max_turn_tokens)
+    replies = (
+        corpus.tokens[corpus.turn_start[turn] : corpus.turn_start[turn + 1]].tolist()
+        for turn in corpus.turn_is_reply.nonzero()[0]
+    )
+    return DevSet(name_of(file), corpus, max(1, sum(count_words(tokenizer.decode(ids)) for ids in replies)))
+
+
+def name_of(file: Path) -> str:
+    """A short name for a data file: its own, or its folder's where the file is merely called dev, test or
+    train.
+    """
+    stem = file.name.removesuffix(".gz").removesuffix(".jsonl")
+    return file.resolve().parent.name if stem in ("dev", "test", "train") else stem

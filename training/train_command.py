@@ -1,0 +1,157 @@
+"""``python -m training train``: transcripts in, a sealed model directory out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import torch
+
+from chatbot.model_directory import ModelBundle, seal
+from chatbot.options import DecodingOptions
+from chatbot.transcripts import TranscriptError, read_transcripts
+from training.card import model_card
+from training.config import ConfigError, TrainConfig, load_config
+from training.distributed import join_world
+from training.evaluate import evaluate
+from training.train import Diverged, NothingToLearn, Stopped, Trained, name_of, train
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--train", nargs="+", type=Path, required=True, metavar="FILE", help="transcripts to learn"
+    )
+    parser.add_argument(
+        "--dev", nargs="*", type=Path, default=[], metavar="FILE", help="transcripts for decisions"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the sealed model; the run itself is kept in DIR.run",
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE.toml", help="fields of training.config.TrainConfig"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="one field, e.g. minutes=30"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in DIR.run")
+    parser.add_argument(
+        "--card", type=Path, metavar="FILE.md", help="text for the model card: data, licences, limits"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="report as one JSON object, without a progress bar"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    work = args.out.with_name(f"{args.out.name}.run")
+    stop = Event()
+    try:
+        config = load_config(args.config, args.set)
+        card = args.card.read_text("utf-8") if args.card else ""
+        _check_places(args, work)
+        with join_world(config.device) as world:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: stop.set())
+            trained = train(
+                args.train,
+                args.dev,
+                work,
+                config,
+                resume=args.resume,
+                quiet=args.json,
+                world=world,
+                stop=stop,
+            )
+            if world.first:
+                report = _seal(args.out, trained, config, card, args)
+                print(json.dumps(report) if args.json else _in_words(report))
+    except (ConfigError, TranscriptError, NothingToLearn, Diverged, Stopped, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _check_places(args: argparse.Namespace, work: Path) -> None:
+    """Find out before the training what would spoil its end."""
+    if args.out.exists():
+        raise FileExistsError(f"{args.out} is there already: name another --out")
+    missing = [str(file) for file in [*args.train, *args.dev] if not file.is_file()]
+    if missing:
+        raise FileNotFoundError(f"no such file: {', '.join(missing)}")
+    first = os.environ.get("RANK", "0") == "0"
+    if first and not args.resume and (work / "last").exists():
+        raise FileExistsError(f"{work} holds a run: --resume continues it, or remove it")
+
+
+def _seal(
+    out: Path, trained: Trained, config: TrainConfig, card: str, args: argparse.Namespace
+) -> dict[str, Any]:
+    progress = trained.progress
+    metrics = {
+        "perplexity_word": trained.perplexity_word,
+        "dev": _evaluations(trained, args, config),
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "epochs": progress.epoch,
+        "seconds": round(progress.seconds, 1),
+        "parameters": sum(p.numel() for p in trained.model.parameters()),
+        "train": [file.name for file in args.train],
+        "config": config.model_dump(mode="json"),
+    }
+    fingerprint = seal(
+        out,
+        model=trained.model,
+        tokenizer=trained.tokenizer,
+        defaults=DecodingOptions(),
+        metrics=metrics,
+        card=model_card(metrics, card),
+        dtype=DTYPES[config.weights],
+    )
+    return {
+        "model": str(out),
+        "fingerprint": fingerprint,
+        **{k: v for k, v in metrics.items() if k not in ("config", "dev")},
+    }
+
+
+def _evaluations(trained: Trained, args: argparse.Namespace, config: TrainConfig) -> dict[str, Any]:
+    """The full figures of each dev file, from greedy replies to a fixed sample of its turns."""
+    bundle = ModelBundle(
+        path=args.out,
+        config=trained.model.config,
+        model=trained.model,
+        tokenizer=trained.tokenizer,
+        defaults=DecodingOptions(),
+        metrics={},
+        card="",
+        fingerprint="",
+    )
+    return {
+        name_of(file): evaluate(
+            bundle, list(read_transcripts(file)), max_replies=config.final_replies, progress=not args.json
+        ).model_dump()
+        for file in args.dev
+    }
+
+
+def _in_words(report: dict[str, Any]) -> str:
+    figures = "".join(f"\n  {name:20} {value:8.2f}" for name, value in report["perplexity_word"].items())
+    return (
+        f"{report['model']}  {report['fingerprint']}\n{report['parameters']:,} parameters"
+        f"\n{report['steps']:,} updates in {report['seconds']:.0f} s, best after {report['best_step']:,}"
+        f"\nword perplexity{figures or ': no dev part'}"
+    )
