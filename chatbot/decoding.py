@@ -1,0 +1,282 @@
+"""Choosing the next token: constraints, greedy choice and sampling, over all rows of a batch at once.
+
+    logits (B, V) ─ log-softmax ─> what is reported with each token
+                  ─ constrain ───> what is chosen from ─> greedy · sample · beam (chatbot.beam)
+
+Every function is pure: no argument is changed, and a row's result depends on that row alone. Chance comes
+from a counter, not from a generator with a state: the number behind a choice is a hash of the reply's seed
+and the position of the token, so a reply does not depend on what else is in the batch. Forbidden tokens have
+the score `FORBIDDEN`.
+
+Shapes: B rows, V vocabulary, n candidates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from chatbot.options import MAX_SEED, DecodingOptions
+from chatbot.prefix import ForcedPrefix
+from chatbot.tokenizer import Tokenizer
+
+FORBIDDEN: Final = -math.inf
+
+_GAMMA: Final = 0x9E3779B97F4A7C15
+_MIXERS: Final = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+
+# ---- Chance ------------------------------------------------------------------------------------------------
+
+
+def uniforms(seeds: Tensor, positions: Tensor) -> Tensor:
+    """Numbers in [0, 1), float64 (B,), from ``seeds`` and ``positions`` (B,) int64 alone.
+
+    The ``position``-th output of splitmix64 (Steele, Lea and Flood 2014), started from the hashed seed so
+    that nearby seeds have unrelated sequences. Arithmetic is modulo 2^64 in the two's complement of int64.
+    """
+    start = _mix(seeds + _signed(_GAMMA))
+    bits = _mix(start + (positions + 1) * _signed(_GAMMA))
+    return _shift(bits, 11).to(torch.float64) * 2.0**-53
+
+
+def derived_seed(base: int, name: str) -> int:
+    """A seed for conversation ``name`` of a run with seed ``base``, the same whatever else the run holds."""
+    digest = hashlib.sha256(f"{base}:{name}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") & MAX_SEED
+
+
+def _mix(values: Tensor) -> Tensor:
+    for bits, factor in _MIXERS:
+        values = (values ^ _shift(values, bits)) * _signed(factor)
+    return values ^ _shift(values, 31)
+
+
+def _shift(values: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right; that of int64 would copy the sign."""
+    return (values >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value
+
+
+# ---- Constraints -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What one reply's options ask of every path to it, however the path is searched for."""
+
+    end_id: int
+    never: tuple[int, ...]
+    """Ids that are no part of any reply: padding and the roles."""
+    vocab_size: int
+    prefix: ForcedPrefix
+    min_tokens: int
+    no_repeat_ngram: int
+    repetition_penalty: float
+
+    @classmethod
+    def of(cls, options: DecodingOptions, prefix: ForcedPrefix, tokenizer: Tokenizer) -> Rules:
+        return cls(
+            end_id=tokenizer.end_id,
+            never=(tokenizer.pad_id, tokenizer.user_id, tokenizer.agent_id),
+            vocab_size=tokenizer.vocab_size,
+            prefix=prefix,
+            min_tokens=options.min_tokens,
+            no_repeat_ngram=options.no_repeat_ngram,
+            repetition_penalty=options.repetition_penalty,
+        )
+
+    def forbidden(self, ids: Sequence[int]) -> set[int]:
+        """Ids that may not follow ``ids``, the path so far. At least one id is left."""
+        banned = set(self.never)
+        if len(ids) < self.min_tokens:
+            banned.add(self.end_id)
+        repeats = repeated_ngrams(ids, self.no_repeat_ngram) | banned
+        # A path that has used up the vocabulary may repeat itself rather than have nowhere to go.
+        return repeats if len(repeats) < self.vocab_size else banned
+
+
+def repeated_ngrams(ids: Sequence[int], size: int) -> set[int]:
+    """Ids that would complete a run of ``size`` ids which ``ids`` already holds; none for size 0."""
+    if not 0 < size <= len(ids):
+        return set()
+    tail = tuple(ids[len(ids) - size + 1 :])
+    return {ids[i + size - 1] for i in range(len(ids) - size + 1) if tuple(ids[i : i + size - 1]) == tail}
+
+
+class Path(NamedTuple):
+    """A row of a batch: the reply so far and the rules it is made by."""
+
+    rules: Rules
+    ids: Sequence[int]
+
+
+def constrain(logits: Tensor, logprobs: Tensor, paths: Sequence[Path]) -> Tensor:
+    """Scores (B, V) to choose from: ``logprobs`` (the log-softmax of ``logits``) with every path's rules
+    applied.
+
+    Repetition is penalized before the softmax; forbidden ids are then taken out without rescaling the rest,
+    so that the score of a path that no rule touches is its log-probability. A forced prefix goes before every
+    other rule.
+    """
+    scores = penalize(logits, logprobs, paths)
+    rows: list[int] = []
+    columns: list[int] = []
+    forced: list[tuple[int, tuple[int, ...]]] = []
+    for row, (rules, ids) in enumerate(paths):
+        allowed = rules.prefix.allowed(ids)
+        if allowed is not None:
+            forced.append((row, allowed))
+            continue
+        banned = rules.forbidden(ids)
+        rows += [row] * len(banned)
+        columns += banned
+    result = scores.index_put(_indices(scores, rows, columns), scores.new_tensor(FORBIDDEN))
+    for row, allowed in forced:
+        column = torch.tensor(allowed, device=scores.device)
+        result[row] = FORBIDDEN
+        result[row, column] = scores[row, column]
+    return result
+
+
+def penalize(logits: Tensor, logprobs: Tensor, paths: Sequence[Path]) -> Tensor:
+    """Log-probabilities (B, V) after the repetition penalty of CTRL (Keskar et al. 2019, section 4.1).
+
+    The logit of an id that a path already holds is divided by its penalty, or multiplied where it is
+    negative.
+    """
+    rows: list[int] = []
+    columns: list[int] = []
+    factors: list[float] = []
+    for row, (rules, ids) in enumerate(paths):
+        if rules.repetition_penalty == 1:
+            continue
+        seen = set(ids)
+        rows += [row] * len(seen)
+        columns += seen
+        factors += [rules.repetition_penalty] * len(seen)
+    if not rows:
+        return logprobs
+    where = _indices(logits, rows, columns)
+    values, factor = logits[where], logits.new_tensor(factors)
+    penalized = logits.index_put(
+        where, torch.where(values > 0, values / factor, values * factor)
+    ).log_softmax(1)
+    touched = sorted(set(rows))
+    result = logprobs.clone()
+    result[touched] = penalized[touched]
+    return result
+
+
+def _indices(like: Tensor, rows: list[int], columns: list[int]) -> tuple[Tensor, Tensor]:
+    return (
+        torch.tensor(rows, dtype=torch.int64, device=like.device),
+        torch.tensor(columns, dtype=torch.int64, device=like.device),
+    )
+
+
+# ---- Choices -----------------------------------------------------------------------------------------------
+
+
+def choose_likeliest(scores: Tensor) -> Tensor:
+    """The likeliest id of each row, (B, V) -> (B,); the smallest of several that are."""
+    return scores.argmax(1)
+
+
+class Sampling(NamedTuple):
+    """The sampling options of B rows, a column of each."""
+
+    temperature: Tensor  # (B,) float64
+    top_k: Tensor  # (B,) int64, 1 to V
+    top_p: Tensor  # (B,) float64
+    min_p: Tensor  # (B,) float64
+
+    @classmethod
+    def of(cls, options: Sequence[DecodingOptions], vocab_size: int, device: torch.device) -> Sampling:
+        def column(values: list[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float64, device=device)
+
+        return cls(
+            column([o.temperature for o in options]),
+            torch.tensor([min(o.top_k or vocab_size, vocab_size) for o in options], device=device),
+            column([o.top_p for o in options]),
+            column([o.min_p for o in options]),
+        )
+
+    def rows(self, chosen: Tensor) -> Sampling:
+        return Sampling(*(column[chosen] for column in self))
+
+
+def choose_sampled(scores: Tensor, chance: Tensor, sampling: Sampling, *, likeliest: int = 256) -> Tensor:
+    """An id for each row, (B, V) -> (B,), drawn from the softmax of ``scores / temperature`` that is left
+    after ``top_k``, then ``top_p`` (Holtzman et al. 2020) of what that leaves, then ``min_p`` (Nguyen et al.
+    2024).
+
+    ``chance`` (B,) in [0, 1) picks a place in the cumulative distribution, likeliest id first and smaller ids
+    before larger ones of the same score. Sorting a vocabulary costs more than the model's step, and a draw
+    nearly always falls among the ``likeliest`` few: only rows that it could leave are sorted to the end, with
+    the same result.
+    """
+    scaled = scores.to(torch.float64) / sampling.temperature[:, None]
+    total = scaled.logsumexp(1)
+    vocabulary = scores.shape[1]
+    if vocabulary <= likeliest:
+        values, ids = scaled.sort(dim=1, descending=True, stable=True)
+        return _draw(values, ids, total, chance, sampling, vocabulary)[0]
+    values, ids = scaled.topk(likeliest + 1, dim=1)
+    tied = (values[:, -2] == values[:, -1]) & (
+        values[:, -1] > FORBIDDEN
+    )  # which of them came in is not defined
+    values, ids = _by_score_then_id(values[:, :-1], ids[:, :-1])
+    chosen, certain = _draw(values, ids, total, chance, sampling, vocabulary)
+    rest = torch.nonzero(tied | ~certain).squeeze(1)
+    if len(rest):
+        values, ids = scaled[rest].sort(dim=1, descending=True, stable=True)
+        chosen[rest] = _draw(values, ids, total[rest], chance[rest], sampling.rows(rest), vocabulary)[0]
+    return chosen
+
+
+def _by_score_then_id(values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    ids, order = ids.sort(1)
+    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return values, ids.gather(1, order)
+
+
+def _draw(
+    values: Tensor, ids: Tensor, total: Tensor, chance: Tensor, sampling: Sampling, vocabulary: int
+) -> tuple[Tensor, Tensor]:
+    """Draw among the n best ids of each row; also whether a row's n were enough to know that draw.
+
+    ``values`` (B, n), descending, of ``ids`` (B, n); ``total`` (B,) is the log of the whole row's mass.
+    Returns ids (B,) and bools (B,).
+    """
+    n = values.shape[1]
+    mass = (values - total[:, None]).exp()
+    upto = mass.cumsum(1)  # (B, n) mass of the ids up to and including each
+    k = sampling.top_k.clamp(max=n)[:, None]
+    all_of_k = torch.where(sampling.top_k < vocabulary, upto.gather(1, k - 1).squeeze(1), 1.0)
+    before = F.pad(upto[:, :-1], (1, 0))
+    kept_by_p = (before < (sampling.top_p * all_of_k)[:, None]) | (sampling.top_p == 1)[:, None]
+    kept_by_min = mass >= sampling.min_p[:, None] * mass[:, :1]
+    within_k = torch.arange(n, device=values.device) < k
+    # Each filter keeps a run from the front, and so does the last: no rounding draws what has no mass.
+    kept = (kept_by_p & kept_by_min & within_k & (mass > 0)).sum(1).clamp(min=1)
+    unfiltered = (sampling.top_k == vocabulary) & (sampling.top_p == 1) & (sampling.min_p == 0)
+    available = torch.where(unfiltered, 1.0, upto.gather(1, kept[:, None] - 1).squeeze(1))
+    place = chance * available
+    rank = torch.searchsorted(upto, place[:, None], right=True).squeeze(1)
+    certain = torch.where(
+        unfiltered,
+        rank < n,
+        (sampling.top_k <= n) | ((sampling.top_k == vocabulary) & (kept < n)),
+    )
+    return ids.gather(1, torch.minimum(rank, kept - 1)[:, None]).squeeze(1), certain

@@ -1,0 +1,108 @@
+"""What the decoding tests share: bundles around models whose probabilities are written down by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from chatbot.batcher import Batcher, Event, Failed, Finished, Piece, Reply, ReplyRequest
+from chatbot.config import ModelConfig
+from chatbot.model import Memory, Seq2Seq
+from chatbot.model_directory import ModelBundle
+from chatbot.options import DecodingOptions
+from chatbot.tokenizer import Tokenizer
+
+Probabilities = Mapping[int, Mapping[int, float]]
+
+ALMOST_NEVER = -40.0
+"""Logit of what a table of probabilities leaves out: possible, but nothing that a test waits for."""
+
+
+class Bigram(Seq2Seq):
+    """A model whose next token depends on the last one only, by a table of logits (V, V)."""
+
+    def __init__(self, config: ModelConfig, table: Tensor) -> None:
+        super().__init__(config)
+        self.table = table
+
+    def step(self, tokens: Tensor, state: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        return self.table[tokens], state
+
+
+def bigram_table(size: int, probabilities: Probabilities) -> Tensor:
+    """Logits of a table ``{token: {next: probability}}``; anything may follow a token without a row."""
+    table = torch.zeros(size, size, dtype=torch.float64)
+    for token, following in probabilities.items():
+        table[token] = ALMOST_NEVER
+        for after, probability in following.items():
+            table[token, after] = math.log(probability)
+    return table
+
+
+def bigram_bundle(config: ModelConfig, tokenizer: Tokenizer, probabilities: Probabilities) -> ModelBundle:
+    return bundle_of(Bigram(config, bigram_table(tokenizer.vocab_size, probabilities)), tokenizer)
+
+
+def bundle_of(model: Seq2Seq, tokenizer: Tokenizer) -> ModelBundle:
+    return ModelBundle(
+        path=Path("nowhere"),
+        config=model.config,
+        model=model.eval(),
+        tokenizer=tokenizer,
+        defaults=DecodingOptions(),
+        metrics={},
+        card="",
+        fingerprint="tw-test",
+    )
+
+
+def ask(bundle: ModelBundle, options: DecodingOptions, text: str = "Hello") -> Reply:
+    """The reply to one user turn, alone in its batcher. Its pieces have been checked against it."""
+    events = drain(Batcher(bundle), ReplyRequest("only", (("user", text),), options))
+    assert isinstance(events[-1], Finished), events[-1]
+    return events[-1].reply
+
+
+def drain(batcher: Batcher, *requests: ReplyRequest) -> list[Event]:
+    """All events until the batcher is idle. The pieces of each reply are checked against its text."""
+    for request in requests:
+        batcher.submit(request)
+    events = until_idle(batcher)
+    check_pieces(events)
+    return events
+
+
+def until_idle(batcher: Batcher) -> list[Event]:
+    events: list[Event] = []
+    while not batcher.idle:
+        events += batcher.step()
+    return events
+
+
+def check_pieces(events: list[Event]) -> None:
+    """Pieces are never empty, add up to the reply's text, and nothing follows the end of a reply."""
+    shown: dict[str, str] = {}
+    ended: set[str] = set()
+    for event in events:
+        assert event.id not in ended
+        match event:
+            case Piece(id=id, text=text):
+                assert text
+                shown[id] = shown.get(id, "") + text
+            case Finished(id=id, reply=reply):
+                assert shown.get(id, "") == reply.text
+                ended.add(id)
+            case Failed(id=id):
+                ended.add(id)
+
+
+def replies(events: list[Event]) -> dict[str, Reply]:
+    return {event.id: event.reply for event in events if isinstance(event, Finished)}
+
+
+def failures(events: list[Event]) -> dict[str, Failed]:
+    return {event.id: event for event in events if isinstance(event, Failed)}
