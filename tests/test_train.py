@@ -293,3 +293,11 @@ def test_a_broken_config_file_is_named(tmp_path: Path) -> None:
 )
 def test_data_files_have_short_names(file: str, name: str) -> None:
     assert name_of(Path("/data") / file) == name
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "training.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `([a-z_]+)` \| (.*?) \|", page, re.MULTILINE))
+    defaults = TrainConfig().model_dump(mode="json", exclude={"model"})
+    written = {name: "none" if value is None else str(value).lower() for name, value in defaults.items()}
+    assert rows == written

@@ -1,4 +1,4 @@
-"""``python -m training import | clean | train | evaluate``."""
+"""``python -m training import | clean | train | evaluate | card``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ COMMANDS = {
     "clean": "merge transcripts without duplicates, broken conversations and held-out ones",
     "train": "a model from scratch; also under torchrun",
     "evaluate": "perplexity, BLEU and more of a model on transcripts",
+    "card": "the same model sealed again with a card, defaults and conversations of your own",
 }
 
 

@@ -1,0 +1,141 @@
+"""The server as a process: how it starts, how it is told to stop, and what is left when it is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from server import database, logs
+from server.__main__ import main
+from server.protocol import Message, Ready
+from server.store import Store
+from tests.chat_client import ChatClient, chatting
+from tests.databases import KINDS, fresh_database
+from tests.live_server import server_process
+
+LONG = {"decoding": "sample", "min_tokens": 256, "max_tokens": 256}
+"""Options of a reply that takes long enough to be interrupted."""
+
+
+@pytest.fixture(params=KINDS)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    with fresh_database(request.param, tmp_path) as found:
+        database.upgrade(found)
+        yield found
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def in_time() -> None:
+        async with asyncio.timeout(60):
+            await test()
+
+    asyncio.run(in_time())
+
+
+async def begin(client: ChatClient) -> str:
+    """Say something, and wait until the first words of the reply are there; what was said."""
+    text = f"question {uuid.uuid4().hex}"
+    await client.say(text, text, **LONG)
+    await client.first_words()
+    return text
+
+
+async def resume(address: str, ready: Ready) -> tuple[tuple[Message, ...], Message]:
+    """What is there of a conversation, and the reply to its last turn."""
+    async with chatting(address) as client:
+        again = await client.hello(token=ready.token, conversation=ready.conversation)
+        last = again.messages[-1]
+        return again.messages, last if last.role == "agent" else await client.reply()
+
+
+def test_killed_in_mid_reply_it_loses_no_acknowledged_message_and_answers_later(
+    url: str, tiny_model_dir: Path
+) -> None:
+    begun: list[tuple[Ready, str]] = []
+
+    with server_process(url, tiny_model_dir) as server:
+
+        async def before() -> None:
+            async with chatting(server.address) as first, chatting(server.address) as second:
+                readies = [await first.hello(), await second.hello()]
+                texts = await asyncio.gather(begin(first), begin(second))
+                server.process.kill()
+                await asyncio.gather(first.closed(), second.closed())
+                begun.extend(zip(readies, texts, strict=True))
+
+        run(before)
+
+    store = Store(db := database.connect(url))
+    kept = [store.messages(ready.conversation) for ready, _ in begun]
+    db.dispose()
+    assert [messages[0].text for messages in kept] == [text for _, text in begun]
+    assert any(len(messages) == 1 for messages in kept), "killed too late: both replies were done"
+
+    with server_process(url, tiny_model_dir) as server:
+
+        async def after() -> None:
+            outcomes = await asyncio.gather(*(resume(server.address, ready) for ready, _ in begun))
+            for (ready, text), (messages, reply) in zip(begun, outcomes, strict=True):
+                assert (messages[0].text, messages[0].seq) == (text, 1)
+                assert (reply.seq, reply.answers) == (2, messages[0].message)
+                async with chatting(server.address) as client:
+                    await client.hello(token=ready.token, conversation=ready.conversation, last_seq=2)
+                    again = await client.say(text, text, **LONG)
+                    assert (again.message, again.seq) == (messages[0].message, 1)
+                    assert await client.expect(Message) == reply
+
+        run(after)
+
+
+def test_told_to_stop_it_finishes_what_it_began_and_ends_well(tmp_path: Path, tiny_model_dir: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'turnwise.db'}"
+    database.upgrade(url)
+    with server_process(url, tiny_model_dir) as server:
+
+        async def test() -> None:
+            async with chatting(server.address) as client:
+                ready = await client.hello()
+                await begin(client)
+                assert server.resident_kilobytes < 550_000
+                ending = asyncio.create_task(asyncio.to_thread(server.terminate))
+                reply = await client.reply()
+                assert reply.text == client.streamed(reply.reply or "")
+                assert await client.closed() == 1001
+                assert await ending == 0
+                assert any(message.type == "going_away" for message in client.seen)
+            store = Store(db := database.connect(url))
+            assert store.messages(ready.conversation)[-1].text == reply.text
+            db.dispose()
+
+        run(test)
+
+
+def test_what_keeps_it_from_starting_is_said_in_words(
+    tmp_path: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "configure", lambda level: None)  # pytest has its own
+    for name in [name for name in os.environ if name.startswith("TURNWISE_")]:
+        monkeypatch.delenv(name)
+    fresh = f"sqlite:///{tmp_path / 'fresh.db'}"
+    database.upgrade(fresh)
+    model = str(tiny_model_dir)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        cases = [
+            (["--database-url", fresh, "--models", model, "--port", port], "cannot listen on"),
+            (["--database-url", fresh, "--models", f"{model}/none", "--port", "0"], "no such directory"),
+            (["--database-url", f"sqlite:///{tmp_path / 'new.db'}", "--port", "0"], "db upgrade"),
+            (["--database-url", "mysql://host/name", "--port", "0"], "neither sqlite nor postgresql"),
+            (["--port", "many"], "--port"),
+        ]
+        for arguments, words in cases:
+            assert main(["serve", *arguments]) == 1
+            said = capsys.readouterr()
+            assert words in said.err
+            assert said.out == ""
