@@ -1,4 +1,4 @@
-"""``python -m training card``: the same model sealed again, with a card, defaults and conversations of your own."""
+"""``python -m training card``: the same model sealed again, with a card and defaults of your own."""
 
 from __future__ import annotations
 
@@ -21,13 +21,17 @@ from training.card import model_card
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a sealed model directory")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="the same model, sealed anew")
-    parser.add_argument("--text", type=Path, metavar="FILE.md", help="data, licence and limits, in your words")
+    parser.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="DIR", help="the same model, sealed anew"
+    )
+    parser.add_argument(
+        "--text", type=Path, metavar="FILE.md", help="data, licence and limits, in your words"
+    )
     parser.add_argument(
         "--script",
         type=Path,
         metavar="FILE.txt",
-        help="what a visitor says, a line a turn, a blank line between conversations: the model's answers go in",
+        help="what a visitor says, a line a turn, blank lines between conversations; the answers go in",
     )
     add_options(parser, note="These become the model's defaults.")
 
@@ -65,7 +69,9 @@ def conversations(bundle: ModelBundle, options: DecodingOptions, script: Sequenc
     """Markdown of the script with the model's own answers, nothing chosen and nothing edited."""
     used = options.model_dump(exclude_defaults=True, exclude={"seed"})
     said = "\n\n".join(
-        "\n".join(f"> **{'Visitor' if role == 'user' else 'Turnwise'}:** {_quoted(text)}  " for role, text in turns)
+        "\n".join(
+            f"> **{'Visitor' if role == 'user' else 'Turnwise'}:** {_quoted(text)}  " for role, text in turns
+        )
         for turns in play(bundle, options, script)
     )
     settings = ", ".join(f"{key} {value}" for key, value in used.items()) or "greedy"

@@ -1,0 +1,47 @@
+"""The benchmarks run and report what they promise; how fast is not asserted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import decoding, training
+from benchmarks.figures import interleaved
+
+KEYS = {"name", "value", "unit", "reference", "reference_is", "ratio"}
+
+
+def figures(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_training_is_measured_beside_torchs_own_gru(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {"vocab_size": 50, "embedding_size": 8, "encoder_size": 4, "state_size": 8, "hidden_size": 8}
+    monkeypatch.setattr(training, "MODEL_S", training.MODEL_S.model_copy(update=small))
+    monkeypatch.setattr(sys, "argv", ["benchmarks.training", "--runs", "1", "--device", "cpu"])
+    training.main()
+    found = figures(capsys)
+    assert [figure["name"] for figure in found] == ["training_fp32", "training_bf16"]
+    assert all(figure.keys() >= KEYS for figure in found)
+
+
+def test_decoding_is_measured_beside_the_bare_step(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks.decoding", str(tiny_model_dir), "--runs", "1"])
+    decoding.main()
+    found = figures(capsys)
+    assert len(found) == len(decoding.ROWS)
+    assert all(figure.keys() >= KEYS for figure in found)
+
+
+def test_timings_are_taken_in_turn() -> None:
+    order: list[str] = []
+    first, second = interleaved(3, lambda: order.append("a"), lambda: order.append("b"), warm_up=1)
+    assert order == ["a", "b"] * 4
+    assert len(first.seconds) == len(second.seconds) == 3
