@@ -301,3 +301,21 @@ def test_every_setting_is_documented_with_its_default() -> None:
     defaults = TrainConfig().model_dump(mode="json", exclude={"model"})
     written = {name: "none" if value is None else str(value).lower() for name, value in defaults.items()}
     assert rows == written
+
+
+def test_a_model_sealed_again_keeps_its_fingerprint_and_shows_its_conversations(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(files, tmp_path / "base")) == 0
+    script, text = tmp_path / "visitor.txt", tmp_path / "card.md"
+    script.write_text("Hello!\nA latte, please.\n\nHi there\n")
+    text.write_text("# My model\n")
+    flags = ["--text", str(text), "--script", str(script), "--max-tokens", "9"]
+    assert main(["card", str(tmp_path / "base"), *flags, "-o", str(tmp_path / "new")]) == 0
+    base, new = load(tmp_path / "base"), load(tmp_path / "new")
+    assert new.fingerprint == base.fingerprint
+    assert new.defaults == base.defaults.model_copy(update={"max_tokens": 9})
+    assert new.card.startswith("# My model")
+    assert new.card.count("**Visitor:**") == new.card.count("**Turnwise:**") == 3
+    assert main(["card", str(tmp_path / "nowhere"), "-o", str(tmp_path / "other")]) == 1
+    assert "nowhere" in capsys.readouterr().err
