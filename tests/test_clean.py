@@ -51,6 +51,21 @@ def test_the_command_merges_files(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [one.id for one in read_transcripts(out)] == ["a"]
 
 
+def test_a_share_is_kept_apart_the_same_every_time(tmp_path: Path) -> None:
+    many = [transcript(f"question {n}", "answer", name=str(n)) for n in range(400)]
+    write_transcripts(tmp_path / "all.jsonl", many)
+    parts = [tmp_path / "train.jsonl", tmp_path / "dev.jsonl"]
+    flags = ["-o", str(parts[0]), "--dev", str(parts[1]), "--dev-share", "0.2"]
+    assert main(["clean", str(tmp_path / "all.jsonl"), *flags]) == 0
+    train, dev = ({one.id for one in read_transcripts(part)} for part in parts)
+    assert train | dev == {one.id for one in many}
+    assert not train & dev
+    assert 50 <= len(dev) <= 110
+    write_transcripts(tmp_path / "all.jsonl", many[::-1])
+    assert main(["clean", str(tmp_path / "all.jsonl"), *flags]) == 0
+    assert {one.id for one in read_transcripts(parts[1])} == dev
+
+
 def test_a_broken_file_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.jsonl").write_text("{\n")
     assert main(["clean", str(tmp_path / "a.jsonl"), "-o", str(tmp_path / "out.jsonl")]) == 1

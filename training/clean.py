@@ -35,6 +35,11 @@ def clean(
             yield transcript
 
 
+def is_dev(transcript: Transcript, share: float) -> bool:
+    """Whether a conversation belongs to the dev part, by the hash of what was said: the same in every run."""
+    return int.from_bytes(_key(transcript)[:8], "big") < share * 2**64
+
+
 def _fault(transcript: Transcript) -> str | None:
     turns = transcript.turns
     if not any(a.role == "user" and b.role == "agent" for a, b in pairwise(turns)):

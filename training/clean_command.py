@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from chatbot.transcripts import Transcript, TranscriptError, read_transcripts, write_transcripts
-from training.clean import clean
+from training.clean import clean, is_dev
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,13 +21,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--held-out", nargs="*", type=Path, default=[], metavar="FILE", help="never let these in"
     )
+    parser.add_argument(
+        "--dev", type=Path, metavar="FILE", help="keep a share of the conversations apart, here"
+    )
+    parser.add_argument(
+        "--dev-share", type=float, default=0.05, metavar="P", help="that share (default: 0.05)"
+    )
     parser.add_argument("--json", action="store_true", help="report as one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     counts: Counter[str] = Counter()
+    apart: list[Transcript] = []
     try:
-        write_transcripts(args.out, clean(_read(args.files), _read(args.held_out), counts))
+        kept = clean(_read(args.files), _read(args.held_out), counts)
+        if args.dev:
+            kept = _split(kept, args.dev_share, apart)
+        write_transcripts(args.out, kept)
+        if args.dev:
+            write_transcripts(args.dev, apart)
+            counts["of these for the dev part"] = len(apart)
     except (TranscriptError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -35,6 +48,15 @@ def run(args: argparse.Namespace) -> int:
         json.dumps(counts) if args.json else "\n".join(f"{n:8}  {what}" for what, n in counts.most_common())
     )
     return 0
+
+
+def _split(transcripts: Iterable[Transcript], share: float, apart: list[Transcript]) -> Iterator[Transcript]:
+    """The training part; the dev part is put into ``apart``."""
+    for transcript in transcripts:
+        if is_dev(transcript, share):
+            apart.append(transcript)
+        else:
+            yield transcript
 
 
 def _read(files: Iterable[Path]) -> Iterator[Transcript]:
