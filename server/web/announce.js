@@ -1,0 +1,28 @@
+/** Things said once: aloud by a screen reader, and as a note that goes away by itself. */
+
+import { byId, element, icon } from "./dom.js";
+
+const NOTICE_LASTS = 8_000;
+
+/** Said politely by a screen reader, not shown. */
+export function announce(text) {
+  const announcer = byId("announcer");
+  // A live region speaks when it changes; the same words twice need a change in between.
+  announcer.textContent = "";
+  requestAnimationFrame(() => {
+    announcer.textContent = text;
+  });
+}
+
+/** Shown for a while, and announced. */
+export function notice(text) {
+  const close = element("button", { type: "button", class: "icon-button", "aria-label": "Dismiss" }, icon("close"));
+  const node = element("div", { class: "notice" }, element("p", {}, text), close);
+  const timer = setTimeout(() => node.remove(), NOTICE_LASTS);
+  close.addEventListener("click", () => {
+    clearTimeout(timer);
+    node.remove();
+  });
+  byId("notices").append(node);
+  announce(text);
+}
