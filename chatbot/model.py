@@ -2,21 +2,21 @@
 
 Every turn is read by itself by a bidirectional GRU (Cho et al. 2014); a second GRU carries the conversation's
 state from turn to turn (Sordoni et al. 2015, Serban et al. 2016). A reply starts from that state and attends
-(Luong et al. 2015, scaled as in Vaswani et al. 2017) to the encodings of at most the last W tokens before it:
+(Luong et al. 2015) to the encodings of at most the last W tokens before it:
 
     bottom GRU reads the shifted reply        b_t = GRU(e(y_{t-1}), b_{t-1})
-    attention looks from its outputs          a_t = softmax((b_t K^T + b_t R_age^T) / sqrt(H)),  c_t = a_t K
+    attention looks from its outputs          a_t = softmax(b_t K^T + b_t R_age^T),  c_t = a_t K
     top GRUs read both                        d_t = GRU([b_t; c_t], d_{t-1})
     softmax shares the embedding table        p(y_t) = softmax(E W [d_t; c_t])
 
 R_age is a vector for each distance in turns, so that the question just asked differs from one asked ten turns
 ago (relative positions, Shaw et al. 2018). No layer feeds attention back into the bottom GRU, so under
 teacher forcing each layer is one kernel over whole sequences; and a turn's encodings depend on that turn
-alone, so a conversation is encoded once, turn by turn as it grows.
+alone, so a conversation is encoded once, turn by turn as it grows. The products are not scaled by 1 / sqrt(H)
+(Vaswani et al. 2017): with GRU outputs, which lie between -1 and 1, attention then stayed all but uniform.
 
 Shapes: B rows, N turns, A replies, P packed tokens, S turn length, M memory length, D dialogues, H hidden,
-C state,
-E embedding, V vocabulary, L decoder layers. Nothing is stored on modules between calls.
+C state, E embedding, V vocabulary, L decoder layers. Nothing is stored on modules between calls.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ class Seq2Seq(nn.Module):
         return layers.transpose(0, 1).contiguous()
 
     def _attend(self, query: Tensor, keys: Tensor, age: Tensor, mask: Tensor) -> Tensor:
-        """Scaled dot-product attention with turn ages; a query that may see nothing gets zeros.
+        """Dot-product attention with turn ages; a query that may see nothing gets zeros.
 
         ``query`` (B, T, H), ``keys`` (B, M, H), ``age`` and ``mask`` (B, T, M) or (B, 1, M) -> (B, T, H).
         """
@@ -252,10 +252,8 @@ class Seq2Seq(nn.Module):
             return torch.zeros_like(query)
         by_age = query @ self.age.weight.t()  # (B, T, ages)
         scores = query @ keys.transpose(1, 2)
-        scores = scores + by_age.gather(2, age.expand(-1, query.shape[1], -1))
-        scores = (_at_least_float32(scores) * query.shape[2] ** -0.5).masked_fill(
-            ~mask, torch.finfo(scores.dtype).min
-        )
+        scores = _at_least_float32(scores + by_age.gather(2, age.expand(-1, query.shape[1], -1)))
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         weights = scores.softmax(-1) * mask.any(-1, keepdim=True)
         return torch.bmm(weights.to(keys.dtype), keys)
 
