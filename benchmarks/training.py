@@ -1,7 +1,7 @@
 """``python -m benchmarks.training``: reply tokens learned a second, beside the same model on torch's own GRU.
 
 Sizes are "model S": vocabulary 8000, embedding and hidden 512, two decoder layers; 64 pairs of a turn of 40
-tokens and a reply of 20. The reference differs in one thing: its recurrences are differentiated by torch (`nn.GRU`).
+tokens and a reply of 20. The reference differs in one thing: torch differentiates its recurrences (`nn.GRU`).
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ def test_the_reference_names_every_route_and_escapes_it(server: LiveServer) -> N
     assert "<script>" not in reference.page(described)
 
 
-# --- readiness ------------------------------------------------------------------------------------------------
+# --- readiness --------------------------------------------------------------------------------------------
 
 
 class Pinged:
@@ -240,7 +240,7 @@ def test_ready_means_a_token_and_a_write_and_asking_often_is_cheap() -> None:
     asyncio.run(test())
 
 
-# --- the door -------------------------------------------------------------------------------------------------
+# --- the door ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_a_client_without_an_address_is_counted_too() -> None:
     assert address_key(None) == ""
 
 
-# --- logs -----------------------------------------------------------------------------------------------------
+# --- logs -------------------------------------------------------------------------------------------------
 
 
 def test_a_log_line_is_one_line_and_never_an_exceptions_message() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from server import database, logs
 from server.__main__ import main
+from server.app import allow_sockets
 from server.protocol import Message, Ready
 from server.store import Store
 from tests.chat_client import ChatClient, chatting
@@ -114,6 +116,15 @@ def test_told_to_stop_it_finishes_what_it_began_and_ends_well(tmp_path: Path, ti
             db.dispose()
 
         run(test)
+
+
+def test_it_makes_room_for_its_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = [(1024, 4096)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
+    for count in (100, 2000, 10_000):
+        allow_sockets(count)
+    assert limits == [(1024, 4096), (2512, 4096), (4096, 4096)]
 
 
 def test_what_keeps_it_from_starting_is_said_in_words(

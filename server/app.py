@@ -1,0 +1,237 @@
+"""The composition root: builds a server from its settings and runs it until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import sqlalchemy
+import torch
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from chatbot import model_directory
+from chatbot.batcher import Batcher
+from chatbot.model_directory import ModelBundle, ModelDirectoryError
+from server import database, http, logs
+from server.chat_socket import ChatSocket, Doorway, Manners, Receive, Scope, SendAsgi, reject
+from server.conversations import Bounds, Conversations
+from server.engine import PROBES, Engine, Steps
+from server.ledger import Ledger
+from server.offload import Offload
+from server.protocol import MAX_FRAME
+from server.session import Rules
+from server.settings import Settings
+from server.speaker import speaker_of
+from server.store import Store, StoreError
+
+log = logging.getLogger(__name__)
+
+CHAT_PATH: Final = "/v1/chat"
+WARM_UP: Final = 60.0
+"""Seconds for the first token: a GPU needs some to come up. Nobody is let in before it."""
+SPARE_FILES: Final = 512
+"""Open files that are no chat sockets: HTTP connections, the database, libraries."""
+STORE_THREADS: Final = {"sqlite": 1, "postgresql": 8}
+"""SQLite has one writer; for PostgreSQL, several conversations can be waiting for the network at a time."""
+
+
+class Application:
+    """The server as one ASGI application: HTTP, the chat socket, and what is behind them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        bundle: ModelBundle,
+        db: sqlalchemy.Engine,
+        make_batcher: Callable[[], Steps] | None = None,
+    ) -> None:
+        """make_batcher: the model's own batcher if left out."""
+        capacity = settings.rows + settings.waiting
+        speaker = speaker_of(bundle, settings.rows)
+        store = Store(db)
+        self._offload = Offload(STORE_THREADS[db.dialect.name], "store")
+        self._engine = Engine(
+            make_batcher or (lambda: Batcher(bundle, rows=settings.rows, waiting=capacity + PROBES)),
+            capacity=capacity,
+            threads=settings.threads or max(1, (os.cpu_count() or 1) - 1),
+        )
+        self._chat = ChatSocket(
+            Conversations(
+                Ledger(store, settings.max_messages),
+                self._offload,
+                self._engine,
+                speaker,
+                Bounds(settings.max_text, settings.sockets_per_conversation),
+            ),
+            Rules(speaker.options, settings.max_text),
+            Doorway(
+                frozenset(settings.allowed_origins),
+                settings.max_connections,
+                settings.connections_per_address,
+            ),
+            Manners(settings.hello_seconds, settings.mailbox),
+        )
+        self._drain_seconds = settings.drain_seconds
+        self.stopping = False
+        backend = http.Backend(store, self._offload, self._engine, speaker.fingerprint, lambda: self.stopping)
+        self._http = http.build(backend, self._lifespan)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: SendAsgi) -> None:
+        if scope["type"] != "websocket":
+            await self._http(scope, receive, send)
+        elif scope["path"] == CHAT_PATH:
+            await self._chat(scope, receive, send)
+        else:
+            await receive()
+            await reject(send, 404, "not_found", "there is no WebSocket at this address")
+
+    async def drain(self) -> None:
+        """Take nothing new, finish what is under way, say goodbye."""
+        self.stopping = True
+        await self._chat.drain(self._drain_seconds)
+
+    @asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        self._engine.start()
+        try:
+            await self._engine.check(WARM_UP)
+            yield
+        finally:
+            await self._engine.stop()
+            self._offload.close()
+
+
+class _ChatProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket on `websockets`, and no patience with a peer that is not there.
+
+    uvicorn closes a connection that answers no ping, but lets what is still to be written delay that. A
+    peer that has stopped reading could keep its socket, and all that is written for it, forever.
+    """
+
+    def keepalive_timeout(self) -> None:
+        super().keepalive_timeout()
+        pass
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, draining before it closes sockets; a signal is a wish to it, not a failure."""
+
+    def __init__(self, config: uvicorn.Config, application: Application, address: str) -> None:
+        super().__init__(config)
+        self._application = application
+        self._address = address
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(f"Turnwise is ready: {self._address}", flush=True)
+            logs.event(log, logging.INFO, "ready", address=self._address)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        logs.event(log, logging.INFO, "stopping")
+        for server in self.servers:
+            server.close()
+        await self._application.drain()
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        # uvicorn raises the signal again after a clean end, and the process would seem to have been killed.
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
+
+
+def serve(settings: Settings) -> int:
+    """Run the server until SIGTERM or SIGINT; the exit status."""
+    logs.configure(settings.log_level)
+    allow_sockets(settings.max_connections)
+    try:
+        listener = listen(settings.host, settings.port)
+    except OSError as error:
+        print(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    with listener:
+        try:
+            application = build(settings)
+        except (ModelDirectoryError, StoreError) as error:
+            print(error, file=sys.stderr)
+            return 1
+        server = Server(configuration(application, settings), application, address_of(listener))
+        server.run(sockets=[listener])
+        logs.event(log, logging.INFO, "stopped")
+        return 0
+
+
+def build(settings: Settings) -> Application:
+    """Load the model and open the database. Raises `ModelDirectoryError` and `StoreError`."""
+    db = database.connect(settings.database_url)
+    database.require_newest(db)
+    path = model_directory.find_model(settings.models or model_directory.SHIPPED)
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    bundle = model_directory.load(path, device=device)
+    logs.event(log, logging.INFO, "model_loaded", model=bundle.fingerprint, device=device)
+    return Application(settings, bundle, db)
+
+
+def configuration(application: Application, settings: Settings) -> uvicorn.Config:
+    """uvicorn's settings: everything bounded, nothing logged that names a visitor."""
+    return uvicorn.Config(
+        application,
+        ws=_ChatProtocol,
+        ws_max_size=MAX_FRAME,
+        ws_per_message_deflate=False,
+        ws_ping_interval=settings.ping_seconds,
+        ws_ping_timeout=settings.ping_seconds,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
+        timeout_graceful_shutdown=5,
+    )
+
+
+def allow_sockets(count: int) -> None:
+    """Let the process have that many sockets besides its files, or as many as it may.
+
+    Systems commonly start with 1024, and a server that runs into it cannot even tell the next peer that it
+    is full.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to the address, before the time it takes to load a model is spent. Raises OSError."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """The URL under which a browser reaches the socket."""
+    host, port = listener.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{port}"

@@ -1,0 +1,127 @@
+"""Settings: one table, the same from flags and variables, and all of it documented."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from server.settings import (
+    Settings,
+    SettingsError,
+    add_arguments,
+    default_text,
+    flag,
+    load,
+    variable,
+)
+
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
+
+OTHER = {
+    "host": "0.0.0.0",
+    "port": "9000",
+    "database_url": "postgresql://somebody@host/name",
+    "models": "elsewhere",
+    "device": "cpu",
+    "rows": "2",
+    "waiting": "3",
+    "threads": "4",
+    "max_text": "5",
+    "max_messages": "6",
+    "max_connections": "7",
+    "connections_per_address": "8",
+    "sockets_per_conversation": "9",
+    "mailbox": "16",
+    "hello_seconds": "0.5",
+    "ping_seconds": "1.5",
+    "drain_seconds": "2.5",
+    "allowed_origins": "https://one.example, https://two.example",
+    "trusted_proxies": "10.0.0.1,10.1.0.0/16",
+    "log_level": "debug",
+}
+"""For every setting a value that is not its default."""
+
+
+def parse(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def test_without_anything_the_defaults_hold() -> None:
+    assert load(parse(), {}) == Settings()
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_a_flag_and_a_variable_set_the_same(name: str) -> None:
+    by_flag = load(parse(flag(name), OTHER[name]), {})
+    by_variable = load(parse(), {variable(name): OTHER[name]})
+    assert by_flag == by_variable
+    assert {
+        field for field in Settings.model_fields if getattr(by_flag, field) != getattr(Settings(), field)
+    } == {name}
+
+
+def test_the_flag_wins_over_the_variable() -> None:
+    assert load(parse("--port", "1"), {"TURNWISE_PORT": "2"}).port == 1
+
+
+def test_lists_are_written_with_commas() -> None:
+    settings = load(parse("--allowed-origins", "https://a.example, https://b.example,"), {})
+    assert settings.allowed_origins == ("https://a.example", "https://b.example")
+    assert load(parse(), {"TURNWISE_ALLOWED_ORIGINS": ""}).allowed_origins == ()
+
+
+def test_all_problems_are_named_at_once_by_where_they_came_from() -> None:
+    with pytest.raises(SettingsError) as found:
+        load(parse("--port", "65536"), {"TURNWISE_ROWS": "many", "TURNWISE_MAX_TXET": "5", "PATH": "/bin"})
+    unknown, port, rows = sorted(found.value.problems, key=lambda problem: ("MAX" not in problem, problem))
+    assert unknown == "TURNWISE_MAX_TXET: no such setting"
+    assert port.startswith("--port: ")
+    assert rows.startswith("TURNWISE_ROWS: ")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "0", ""])
+def test_a_time_is_a_positive_number(value: str) -> None:
+    with pytest.raises(SettingsError, match="TURNWISE_HELLO_SECONDS"):
+        load(None, {"TURNWISE_HELLO_SECONDS": value})
+
+
+def test_settings_cannot_be_changed_or_invented() -> None:
+    with pytest.raises(ValidationError):
+        Settings().port = 1  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        Settings.model_validate({"prot": 1})
+
+
+def test_the_database_password_is_not_shown() -> None:
+    assert "hunter2" not in repr(Settings(database_url="postgresql://me:hunter2@host/name"))
+
+
+def test_every_setting_is_documented_as_it_is() -> None:
+    rows = [line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("| `--")]
+    expected = []
+    for name, field in Settings.model_fields.items():
+        default = f"`{default_text(name)}`" if default_text(name) else ""
+        expected.append(f"| `{flag(name)}` | `{variable(name)}` | {default} | {field.description} |")
+    assert rows == expected
+
+
+def test_help_names_every_setting_with_its_default() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    words = " ".join(parser.format_help().split())
+    for name in Settings.model_fields:
+        assert flag(name) in words
+        assert f"(default: {default_text(name)})" in words or not default_text(name)
+
+
+def test_a_command_can_take_some_of_the_settings() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, ["database_url"])
+    assert load(parser.parse_args(["--database-url", "sqlite:///x.db"]), {}).database_url == "sqlite:///x.db"
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--port", "1"])
