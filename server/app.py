@@ -118,7 +118,7 @@ class _ChatProtocol(WebSocketsSansIOProtocol):
 
     def keepalive_timeout(self) -> None:
         super().keepalive_timeout()
-        pass
+        self.transport.abort()
 
 
 class Server(uvicorn.Server):

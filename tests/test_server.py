@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import logging
+import select
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
@@ -785,13 +786,14 @@ def test_a_peer_that_never_reads_is_gone_as_soon(tiny_model_dir: Path, url: str)
                     await next_one.hello()
                     return
 
-    with serving(url, tiny_model_dir, parrot, ping_seconds=0.5, max_connections=1) as running:
+    with serving(url, tiny_model_dir, parrot, ping_seconds=1, max_connections=1) as running:
         grant = running.store.new_visitor()
         conversation = running.store.open_conversation(grant.visitor_id)
         for number in range(100):  # 6 MB: more than the kernel's buffers take
             running.store.add_user_turn(conversation, str(number), "x" * 60_000, {})
         with raw_socket(running.address, receive_buffer=4096) as deaf:
             deaf.sendall(text_frame(encode(Hello(token=grant.token, conversation=conversation))))
+            select.select([deaf], [], [], 20)  # something has come, and stays where it is
             run(partial(test, running))
 
 
