@@ -14,7 +14,6 @@ PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check --no-input
 
 # One thread for each test process: two processes that each start a thread per core are slower than one that does.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
-BENCHMARKS := $(patsubst benchmarks/%.py,benchmarks.%,$(wildcard benchmarks/[a-z]*.py))
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow check format bench docs lock clean
@@ -46,7 +45,8 @@ docs: $(DEV) ## Check the docs against the code: links, settings, messages, comm
 	$(PYTEST) -q -k "doc and not slow" $(ARGS)
 
 bench: $(RUNTIME) ## Measure: one JSON line a figure
-	@for module in $(BENCHMARKS); do $(PY) -m $$module $(ARGS) || exit 1; done
+	@for file in $$(grep -l '^if __name__' benchmarks/*.py); do \
+	  $(PY) -m benchmarks.$$(basename $$file .py) $(ARGS) || exit 1; done
 
 # A lock holds for every build of torch, so neither the build's name nor the CUDA packages it brings are in it.
 FREEZE := .lock/bin/python -m pip freeze --all --exclude pip --exclude turnwise \
