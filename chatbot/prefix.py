@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import accumulate
 
 from chatbot.tokenizer import Tokenizer
 
@@ -57,9 +58,9 @@ class ForcedPrefix:
         """The tokens of a reply that is the prefix and nothing more."""
         spellings = [tokenizer.token_bytes(token) for token in self.chain]
         word = max((i for i, spelling in enumerate(spellings) if spelling[:1].isspace()), default=0)
-        ends = [sum(map(len, spellings[:i])) for i in range(len(spellings))]
+        starts = list(accumulate(map(len, spellings), initial=0))
         self._allowed = tuple(
-            (token,) if i < word else tuple(sorted({token, *index.covering(target[ends[i] :])}))
+            (token,) if i < word else tuple(sorted({token, *index.covering(target[starts[i] :])}))
             for i, token in enumerate(self.chain)
         )
 
