@@ -16,8 +16,6 @@ from server.store import ClientIdConflict, MessageRecord, NewReply, Store, Store
 
 PAGE = 1000
 """Messages read at a time."""
-NEARBY = 16
-"""How far behind a turn its answer is looked for: it comes next, unless it was made again a few times."""
 
 History = Sequence[tuple[Role, str]]
 
@@ -101,7 +99,9 @@ class Ledger:
 
     def take(self, conversation: str, post: Post) -> Taken:
         """Commit a turn, or find it committed, then with its answer if there is one."""
-        if self._store.last_seq(conversation) >= self._max_messages:
+        full = self._store.last_seq(conversation) >= self._max_messages
+        # A turn that is in it already needs no place: whoever says it again hears that it arrived.
+        if full and not self._store.has_said(conversation, post.id):
             raise Refusal(self._full(post.id))
         try:
             turn = self._store.add_user_turn(conversation, post.id, post.text, post.overrides)
@@ -114,7 +114,8 @@ class Ledger:
         unanswered = self._store.unanswered(conversation)
         if unanswered is not None and unanswered.message_id == turn.message_id:
             return Taken(accepted, None, None, self.history(conversation, turn.message_id))
-        return Taken(accepted, None, self._answer(conversation, turn), None)
+        answer = self._store.answer(conversation, turn.message_id)
+        return Taken(accepted, None, None if answer is None else message(answer), None)
 
     def history(self, conversation: str, answering: str) -> History:
         """What the model reads to answer a turn."""
@@ -150,12 +151,6 @@ class Ledger:
     def rate(self, conversation: str, request: Judge) -> None:
         if not self._store.rate(conversation, request.message, request.rating, request.comment):
             raise Refusal(Error(code="not_found", message="no such reply", id=request.message))
-
-    def _answer(self, conversation: str, turn: StoredTurn) -> Message | None:
-        for record in self._store.messages(conversation, turn.seq, NEARBY):
-            if record.answers == turn.message_id and not record.superseded:
-                return message(record)
-        return None
 
     def _full(self, about: str) -> Error:
         reason = f"a conversation holds at most {self._max_messages} messages; begin a new one"

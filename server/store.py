@@ -326,6 +326,27 @@ class Store:
             row = connection.execute(query).one_or_none()
         return None if row is None else _record(row)
 
+    def has_said(self, conversation_id: str, client_id: str) -> bool:
+        """Whether a user turn of this conversation was sent under this client id."""
+        if not (storable(conversation_id) and storable(client_id)):
+            return False
+        query = select(Message.id).where(
+            Message.conversation_id == conversation_id, Message.client_id == client_id
+        )
+        with reading(self._engine) as connection:
+            return connection.scalar(query) is not None
+
+    def answer(self, conversation_id: str, message_id: str) -> MessageRecord | None:
+        """The current reply to a user turn of this conversation."""
+        if not (storable(conversation_id) and storable(message_id)):
+            return None
+        query = _records().where(
+            Message.conversation_id == conversation_id, Message.answers == message_id, ~Message.superseded
+        )
+        with reading(self._engine) as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else _record(row)
+
     def unanswered(self, conversation_id: str) -> MessageRecord | None:
         """The last user turn, if nothing answers it yet (the server was stopped before it could)."""
         if not storable(conversation_id):

@@ -237,6 +237,43 @@ def test_the_same_say_in_a_race_is_one_turn_and_one_reply(server: LiveServer) ->
     run(test)
 
 
+def test_a_say_repeated_in_a_full_conversation_is_accepted_again(tiny_model_dir: Path, url: str) -> None:
+    async def test(running: LiveServer) -> None:
+        async with chatting(running.address) as client:
+            ready = await client.hello()
+            first = await client.say("hello", "once")
+            reply = await client.reply()
+            await client.send(Say(id="more", text="hello"))
+            error = await refusal(client)
+            assert (error.code, error.id, error.field) == ("too_long", "more", None)
+            assert await client.say("hello", "once") == first
+            assert await client.expect(Message) == reply
+            await client.send(Say(id="once", text="goodbye"))
+            assert (await refusal(client)).code == "conflict"
+            assert running.store.last_seq(ready.conversation) == 2
+
+    with serving(url, tiny_model_dir, parrot, max_messages=2) as running:
+        run(partial(test, running))
+
+
+def test_a_repeated_say_gives_a_reply_that_was_made_again_much_later(server: LiveServer) -> None:
+    async def test() -> None:
+        async with chatting(server.address) as client:
+            await client.hello()
+            accepted = await client.say("hello", "once")
+            first = await client.reply()
+            for number in range(10):
+                await client.say(f"and {number}")
+                await client.reply()
+            await client.send(Regenerate(reply=first.message))
+            again = await client.reply()
+            assert (again.replaces, again.seq) == (first.message, 23)
+            assert await client.say("hello", "once") == accepted
+            assert await client.expect(Message) == again
+
+    run(test)
+
+
 def test_an_id_with_another_text_is_a_conflict(server: LiveServer) -> None:
     async def test() -> None:
         async with chatting(server.address) as client:

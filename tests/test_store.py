@@ -351,6 +351,10 @@ def test_ids_that_cannot_exist_are_not_found(store: Store, conversation: str) ->
         assert store.unanswered(nothing) is None
         assert store.reply_record(conversation, nothing) is None
         assert store.reply_record(nothing, "reply") is None
+        assert not store.has_said(conversation, nothing)
+        assert not store.has_said(nothing, "1")
+        assert store.answer(conversation, nothing) is None
+        assert store.answer(nothing, "message") is None
         assert not store.rate(conversation, nothing, "up", None)
         assert not store.rate(nothing, "message", "up", None)
 
@@ -560,6 +564,24 @@ def test_the_last_user_turn_waits_until_it_is_answered(store: Store, conversatio
     assert waiting.message_id == second
 
 
+def test_what_was_said_is_known_by_its_client_id_and_its_current_answer(
+    store: Store, conversation: str
+) -> None:
+    other = store.open_conversation(store.new_visitor().visitor_id)
+    question = store.add_user_turn(conversation, "1", "hello", {}).message_id
+    assert store.has_said(conversation, "1")
+    assert not store.has_said(conversation, "2")
+    assert not store.has_said(other, "1")
+    assert store.answer(conversation, question) is None
+    store.add_reply(conversation, reply_to(question, "old"))
+    say(store, conversation, "and then")
+    store.add_reply(conversation, reply_to(question, "new"))
+    answer = store.answer(conversation, question)
+    assert answer is not None
+    assert answer.text == "new"
+    assert store.answer(other, question) is None
+
+
 def test_a_reply_is_found_in_its_own_conversation_only(store: Store, conversation: str) -> None:
     other = store.open_conversation(store.new_visitor().visitor_id)
     question = say(store, conversation, "hello")
@@ -750,6 +772,8 @@ def test_no_call_for_a_conversation_reads_other_conversations(tmp_path: Path) ->
     store.last_seq(conversation)
     store.reply_record(conversation, answer)
     store.unanswered(conversation)
+    store.has_said(conversation, "1")
+    store.answer(conversation, question)
     planned = [statement for statement in statements if not statement.startswith(("BEGIN", "INSERT"))]
     assert len(planned) > 10
     with reading(engine) as connection:
