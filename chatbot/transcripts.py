@@ -14,6 +14,7 @@ import gzip
 import os
 import tempfile
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,6 +63,8 @@ class TranscriptError(ValueError):
 
 def parse_transcript(line: str | bytes, source: str, number: int) -> Transcript:
     """One JSON line to a transcript. Raises `TranscriptError` (``number``: its 1-based line)."""
+    if number == 1:  # some editors begin a file with a byte order mark
+        line = line.removeprefix("\ufeff") if isinstance(line, str) else line.removeprefix(BOM_UTF8)
     if len(line) > MAX_LINE_BYTES:
         raise TranscriptError(source, number, f"the line is longer than {MAX_LINE_BYTES} bytes")
     try:

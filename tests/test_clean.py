@@ -71,3 +71,26 @@ def test_a_broken_file_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["clean", str(tmp_path / "a.jsonl"), "-o", str(tmp_path / "out.jsonl")]) == 1
     assert "a.jsonl:1" in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_an_id_that_two_files_use_is_numbered() -> None:
+    others = [transcript(f"hello {n}", "hi", name="good") for n in range(2)]
+    kept = [transcript.id for transcript in clean([GOOD, *others], [], Counter())]
+    assert kept == ["good", "good-2", "good-3"]
+
+
+def test_parts_that_would_overwrite_each_other_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "all.jsonl", tmp_path / "train.jsonl"
+    write_transcripts(source, [GOOD])
+    assert main(["clean", str(source), "-o", str(out), "--dev", str(out)]) == 2
+    assert "both" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("share", ["0", "1", "nan", "half"])
+def test_a_share_is_between_0_and_1(share: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["clean", "a.jsonl", "-o", "b.jsonl", "--dev", "c.jsonl", "--dev-share", share])
+    assert "between 0 and 1" in capsys.readouterr().err

@@ -21,8 +21,10 @@ from chatbot.model_directory import load
 from chatbot.transcripts import write_transcripts
 from tests.small import SMALL, orders, transcript
 from training.__main__ import main
+from training.card_command import read_script
+from training.checkpoint import OtherModel
 from training.config import ConfigError, TrainConfig, load_config
-from training.train import Diverged, NothingToLearn, Stopped, Trained, name_of, train
+from training.train import Diverged, NothingToLearn, Stopped, Trained, name_of, names_of, train
 
 SMALL_RUN: dict[str, Any] = {
     "model": SMALL.model_dump() | {"dropout": 0.2, "max_turn_tokens": 64},
@@ -236,6 +238,58 @@ def test_a_run_that_diverges_says_so(files: tuple[Path, Path], tmp_path: Path) -
         run(files, tmp_path / "run", learning_rate=1e9, clip_norm=1e9, warmup_steps=0, evaluate_every=3)
 
 
+def test_diverging_without_a_dev_part_is_no_model_either(files: tuple[Path, Path], tmp_path: Path) -> None:
+    wild = {"learning_rate": 1e30, "clip_norm": 1e30, "warmup_steps": 0, "max_steps": 3}
+    with pytest.raises(Diverged, match="learning_rate"):
+        train([files[0]], [], tmp_path / "run", TrainConfig.model_validate(SMALL_RUN | wild), quiet=True)
+
+
+def test_a_checkpoint_of_another_shape_is_refused(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(files, tmp_path / "model.run", max_steps=1)
+    with pytest.raises(OtherModel, match="another shape"):
+        run(files, tmp_path / "model.run", resume=True, model=SMALL_RUN["model"] | {"hidden_size": 24})
+    assert main(arguments(files, tmp_path / "model", "--resume", "--set=model.hidden_size=24")) == 1
+    assert "another shape" in capsys.readouterr().err
+
+
+def test_a_kill_between_two_renames_loses_no_checkpoint(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(files, tmp_path / "model.run", max_steps=1)
+    (tmp_path / "model.run" / "last").rename(tmp_path / "model.run" / ".last.old")
+    assert main(arguments(files, tmp_path / "model")) == 1
+    assert "--resume" in capsys.readouterr().err
+    assert (tmp_path / "model.run" / "last" / "state.json").exists()
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.clean_command.run", interrupted)
+    assert main(["clean", "a.jsonl", "-o", "b.jsonl"]) == 130
+
+
+def test_a_new_run_takes_nothing_from_one_that_never_came_to_a_checkpoint(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    work, empty = tmp_path / "run", tmp_path / "empty.jsonl"
+    write_transcripts(empty, [])
+    with pytest.raises(NothingToLearn):  # after the tokenizer is made
+        run((files[0], empty), work, lowercase=True)
+    assert (work / "tokenizer.json").exists()
+    trained = run(files, work, max_steps=1)
+    assert trained.tokenizer.normalize("Hello") == "Hello"
+
+
+def test_signals_are_as_before_once_the_training_is_over(files: tuple[Path, Path], tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    assert main(arguments(files, tmp_path / "model", "--set=max_steps=1")) == 0
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_time_is_a_limit_too(files: tuple[Path, Path], tmp_path: Path) -> None:
     trained = run(
         files, tmp_path / "run", max_steps=100_000, epochs=100_000, minutes=0.02, evaluate_every=1000
@@ -254,6 +308,29 @@ def test_nothing_to_learn_is_an_error(tmp_path: Path) -> None:
     write_transcripts(file, [transcript("is anybody there?")])
     with pytest.raises(NothingToLearn):
         train([file], [], tmp_path / "run", TrainConfig.model_validate(SMALL_RUN), quiet=True)
+
+
+def test_a_dev_file_without_a_reply_is_refused_before_the_training(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "greetings.jsonl"
+    write_transcripts(file, [transcript("welcome", "hello", first="agent")])
+    with pytest.raises(NothingToLearn, match=r"greetings\.jsonl"):
+        run((files[0], file), tmp_path / "run")
+    assert not (tmp_path / "run" / "last").exists()
+
+
+def test_a_device_that_is_not_there_is_an_error_in_words(files: tuple[Path, Path], tmp_path: Path) -> None:
+    for device in ("typewriter", "cuda:99"):
+        with pytest.raises(ConfigError, match=f"device: {device}: "):
+            run(files, tmp_path / "run", device=device)
+
+
+def test_the_output_needs_a_name_of_its_own(
+    files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(files, Path())) == 1
+    assert "is there already" in capsys.readouterr().err
 
 
 def test_settings_come_from_file_and_flags(tmp_path: Path) -> None:
@@ -286,6 +363,9 @@ def test_a_broken_config_file_is_named(tmp_path: Path) -> None:
     file.write_text("seed = = 5\n")
     with pytest.raises(ConfigError, match=r"bad\.toml"):
         load_config(file, [])
+    file.write_bytes(b"device = 'caf\xe9'\n")
+    with pytest.raises(ConfigError, match=r"bad\.toml"):
+        load_config(file, [])
 
 
 @pytest.mark.parametrize(
@@ -293,6 +373,17 @@ def test_a_broken_config_file_is_named(tmp_path: Path) -> None:
 )
 def test_data_files_have_short_names(file: str, name: str) -> None:
     assert name_of(Path("/data") / file) == name
+
+
+def test_data_files_of_one_name_are_told_apart() -> None:
+    files = ["/a/star/dev.jsonl", "/a/star/test.jsonl", "/b/star/dev.jsonl", "/b/shop.jsonl"]
+    names = ["a/star/dev.jsonl", "star/test.jsonl", "b/star/dev.jsonl", "shop"]
+    assert names_of([Path(file) for file in files]) == names
+    assert names_of([Path("/b/shop.jsonl")] * 2) == ["shop", "shop"]
+
+
+def test_a_script_is_conversations_between_blank_lines() -> None:
+    assert read_script("\n\nHello\nA latte\n\n\n \nHi\n") == [["Hello", "A latte"], ["Hi"]]
 
 
 def test_every_setting_is_documented_with_its_default() -> None:

@@ -140,3 +140,13 @@ def test_weights_default_to_one_and_are_not_written() -> None:
     assert isinstance(parsed, Transcript)
     assert parsed.turns[0].weight == 1.0
     assert "weight" not in render_transcript(parsed)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "marked.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode() + b"\n")
+    assert (
+        list(read_transcripts(path))
+        == list(read_lines([GOOD], "plain"))
+        == list(read_lines(["\ufeff" + GOOD], "text"))
+    )

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import sys
 
+INTERRUPTED = 130
 COMMANDS = {
     "import": "any supported source to transcripts",
     "clean": "merge transcripts without duplicates, broken conversations and held-out ones",
@@ -26,7 +27,10 @@ def main(argv: list[str] | None = None) -> int:
         if wanted == [name]:  # the others' libraries need not be loaded
             importlib.import_module(f"training.{name}_command").add_arguments(sub)
     args = parser.parse_args(argv)
-    return int(importlib.import_module(f"training.{args.command}_command").run(args))
+    try:
+        return int(importlib.import_module(f"training.{args.command}_command").run(args))
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
 
 def read_script(text: str) -> list[list[str]]:
     """Conversations of a script: blocks of lines, each a visitor's turn."""
-    return [block.splitlines() for block in text.strip().split("\n\n") if block.strip()]
+    blocks = groupby(text.split("\n"), key=lambda line: bool(line.strip()))
+    return [list(lines) for said, lines in blocks if said]
 
 
 def conversations(bundle: ModelBundle, options: DecodingOptions, script: Sequence[Sequence[str]]) -> str:

@@ -20,6 +20,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
+class OtherModel(ValueError):
+    """A checkpoint that does not fit the model it is to be put into."""
+
+
 @dataclass
 class Progress:
     """Where a run is."""
@@ -60,10 +64,24 @@ def exists(path: Path) -> bool:
     return path.exists()
 
 
+def remove(path: Path) -> None:
+    """Leave nothing of the checkpoint at ``path``, nor of one that a kill left half-written beside it."""
+    for leftover in (path, *path.parent.glob(f".{path.name}.*")):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 def load(path: Path, model: nn.Module, optimizer: Optimizer | None = None) -> Progress:
-    """Put a run back to where it was: weights, and with ``optimizer`` also its moments."""
+    """Put a run back to where it was: weights, and with ``optimizer`` also its moments.
+
+    Raises `OtherModel` when the weights are of another shape.
+    """
     tensors = load_file(path / "tensors.safetensors")
-    model.load_state_dict(_under(tensors, "model."))
+    try:
+        model.load_state_dict(_under(tensors, "model."))
+    except RuntimeError:
+        raise OtherModel(
+            f"{path} holds a model of another shape: resume with the settings it was begun with"
+        ) from None
     if optimizer is not None:
         _load_optimizer(optimizer, _under(tensors, "optimizer."))
     return Progress(**json.loads((path / "state.json").read_text()))
@@ -84,8 +102,8 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _swap(aside: Path, path: Path) -> None:
     """A directory cannot replace another in one rename: `exists` mends a kill between the two."""
     old = _old(path)
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
+    if exists(path):
+        shutil.rmtree(old, ignore_errors=True)
         path.rename(old)
     aside.rename(path)
     shutil.rmtree(old, ignore_errors=True)

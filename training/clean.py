@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from collections.abc import Container, Iterable, Iterator
+from itertools import chain, count, pairwise
 
 from chatbot.transcripts import Transcript, Turn
 
@@ -20,8 +20,10 @@ def clean(
     """The conversations worth learning from, in order; ``counts`` is filled with what became of each.
 
     Dropped: a conversation whose words already came, or are among ``held_out``; one in which no agent
-    answers; one with an empty or overlong turn, or with characters that are not text.
+    answers; one with an empty or overlong turn, or with characters that are not text. An id that an earlier
+    conversation has, as one of another file may, is numbered: a file holds every id once.
     """
+    taken: set[str] = set()
     seen = {_key(transcript) for transcript in held_out}
     reserved = len(seen)
     for transcript in transcripts:
@@ -32,12 +34,19 @@ def clean(
         counts[reason or "kept"] += 1
         if reason is None:
             seen.add(key)
-            yield transcript
+            name = _new_id(transcript.id, taken)
+            taken.add(name)
+            yield transcript if name == transcript.id else transcript.model_copy(update={"id": name})
 
 
 def is_dev(transcript: Transcript, share: float) -> bool:
     """Whether a conversation belongs to the dev part, by the hash of what was said: the same in every run."""
     return int.from_bytes(_key(transcript)[:8], "big") < share * 2**64
+
+
+def _new_id(wanted: str, taken: Container[str]) -> str:
+    numbered = (f"{wanted}-{number}" for number in count(2))
+    return next(name for name in chain([wanted], numbered) if name not in taken)
 
 
 def _fault(transcript: Transcript) -> str | None:

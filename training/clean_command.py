@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dev", type=Path, metavar="FILE", help="keep a share of the conversations apart, here"
     )
     parser.add_argument(
-        "--dev-share", type=float, default=0.05, metavar="P", help="that share (default: 0.05)"
+        "--dev-share", type=_share, default=0.05, metavar="P", help="that share (default: 0.05)"
     )
     parser.add_argument("--json", action="store_true", help="report as one JSON object")
 
@@ -33,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     counts: Counter[str] = Counter()
     apart: list[Transcript] = []
+    if args.dev and args.dev.resolve() == args.out.resolve():
+        print(f"{args.out} cannot be both --out and --dev", file=sys.stderr)
+        return 2
     try:
         kept = clean(_read(args.files), _read(args.held_out), counts)
         if args.dev:
@@ -48,6 +52,16 @@ def run(args: argparse.Namespace) -> int:
         json.dumps(counts) if args.json else "\n".join(f"{n:8}  {what}" for what, n in counts.most_common())
     )
     return 0
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError("must be a number between 0 and 1")
+    return share
 
 
 def _split(transcripts: Iterable[Transcript], share: float, apart: list[Transcript]) -> Iterator[Transcript]:

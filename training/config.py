@@ -84,7 +84,7 @@ def load_config(file: Path | None, settings: Sequence[str]) -> TrainConfig:
     if file is not None:
         try:
             values = tomllib.loads(file.read_text("utf-8"))
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file}: {error}") from None
     for setting in settings:
         key, equals, text = setting.partition("=")

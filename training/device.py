@@ -16,6 +16,8 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device("cuda", local_rank) if name == "cuda" else torch.device(name)
     if device.type == "cuda":
+        if not torch.cuda.is_available():  # a torch without CUDA has no words of its own for it
+            raise RuntimeError("torch finds no GPU here")
         torch.cuda.set_device(device)
     torch.empty(0, device=device)
     return device

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from threading import Event
 from typing import NoReturn
@@ -30,7 +31,7 @@ from chatbot.transcripts import read_transcripts, write_aside
 from training import checkpoint
 from training.batches import in_order, plan_epoch, prefetch, token_weights
 from training.checkpoint import Progress
-from training.config import TrainConfig
+from training.config import ConfigError, TrainConfig
 from training.corpus import Corpus, corpus_of, open_corpus
 from training.device import autocast, choose_device, choose_precision
 from training.distributed import World
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 class NothingToLearn(ValueError):
-    """The training files hold no agent turn with a weight above zero."""
+    """The files hold no agent turn to train on, or to decide by."""
 
 
 class Diverged(ArithmeticError):
@@ -91,17 +92,24 @@ def train(
 ) -> Trained:
     """Train in the directory ``work`` until the data, the time or the patience is at its end.
 
-    Raises TranscriptError for a malformed line, `NothingToLearn`, and `Stopped` when ``stop`` was set: the
-    checkpoint it left continues with ``resume``.
+    Raises TranscriptError for a malformed line, ConfigError for a device that is not there, `NothingToLearn`,
+    OtherModel for a checkpoint that does not fit, and `Stopped` when ``stop`` was set: the checkpoint it left
+    continues with ``resume``.
     """
     world = world or World()
-    device = choose_device(config.device, world.local_rank)
+    try:
+        device = choose_device(config.device, world.local_rank)
+    except RuntimeError as error:
+        raise ConfigError(f"device: {config.device}: {str(error).partition(chr(10))[0]}") from None
     dtype = choose_precision(config.precision, device)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     if not world.first:
         world.wait()  # until the first has built what the others find
+    resume = resume and checkpoint.exists(work / "last")
+    if world.first and not resume:
+        _forget(work)
     tokenizer = _tokenizer(files, work / "tokenizer.json", config)
     shape = config.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
     corpus = open_corpus(
@@ -115,11 +123,15 @@ def train(
         world.wait()
     if not corpus.replies:
         raise NothingToLearn("no agent turn with a weight above zero in the training files")
-    dev = [_dev_set(file, tokenizer, shape.max_turn_tokens) for file in dev_files]
+    names = names_of(dev_files)
+    dev = [
+        _dev_set(file, name, tokenizer, shape.max_turn_tokens)
+        for file, name in zip(dev_files, names, strict=True)
+    ]
     model = Seq2Seq(shape).to(device)
     optimizer = _optimizer(model, config, device)
     progress = Progress()
-    if resume and checkpoint.exists(work / "last"):
+    if resume:
         progress = checkpoint.load(work / "last", model, optimizer)
     run = _Run(
         model, optimizer, corpus, dev, config, work, progress, dtype, device, quiet, world, stop or Event()
@@ -129,6 +141,8 @@ def train(
     if not checkpoint.exists(work / "best"):
         raise Diverged("the loss was never finite on the dev part: lower learning_rate")
     checkpoint.load(work / "best", model)
+    if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):  # without a dev part
+        raise Diverged("the weights are no longer finite numbers: lower learning_rate")
     return Trained(model.eval(), tokenizer, progress, run.perplexities())
 
 
@@ -190,11 +204,7 @@ class _Run:
         torch.manual_seed(hash((self.config.seed, self.progress.step, self.world.rank)) & (2**63 - 1))
         self.model.train()
         weights = token_weights(batch) if batch is not None else torch.zeros(0)
-        elapsed = self.progress.seconds if self.world.first else 0.0
-        shared = self.world.add(
-            torch.tensor([weights.sum(), elapsed], dtype=torch.float64, device=self.device)
-        )
-        total_weight, self.progress.seconds = shared.tolist()
+        total_weight = self.world.add(weights.sum().to(self.device, torch.float64)).item()
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.device)
         if batch is not None:
@@ -282,8 +292,11 @@ class _Run:
             self._read_dev(writer)
         elif self.progress.seconds - self.saved_at >= 60 * self.config.checkpoint_minutes:
             self._save("last")
-        stopping = self.world.add(torch.tensor(float(self.stop.is_set()), device=self.device))
-        if stopping.item():
+        # All stop together and go by the first one's clock: one that went on alone would wait forever.
+        elapsed = self.progress.seconds if self.world.first else 0.0
+        told = torch.tensor([self.stop.is_set(), elapsed], dtype=torch.float64, device=self.device)
+        stopping, self.progress.seconds = self.world.add(told).tolist()
+        if stopping:
             self._save("last")
             raise Stopped(self.progress.step)
 
@@ -348,6 +361,15 @@ def _optimizer(model: Seq2Seq, config: TrainConfig, device: torch.device) -> tor
     )
 
 
+def _forget(work: Path) -> None:
+    """Drop what an earlier run, ended before its first checkpoint, left here and this one would take for its
+    own. The corpus is found by its hash.
+    """
+    for name in ("last", "best"):
+        checkpoint.remove(work / name)
+    (work / "tokenizer.json").unlink(missing_ok=True)
+
+
 def _tokenizer(files: Sequence[Path], path: Path, config: TrainConfig) -> Tokenizer:
     """The run's tokenizer: trained on the texts of the training part the first time, read back later."""
     if not path.exists():
@@ -365,14 +387,21 @@ def _exp(nats: float) -> float:
     return math.exp(nats) if nats < 700 else math.inf
 
 
-def _dev_set(file: Path, tokenizer: Tokenizer, max_turn_tokens: int) -> DevSet:
-    """A dev file and its words: those of the tokens that are scored, where a very long turn was cut."""
-    corpus = corpus_of(read_transcripts(file), tokenizer, max_turn_tokens=max_turn_tokens)
+def _dev_set(file: Path, name: str, tokenizer: Tokenizer, max_turn_tokens: int) -> DevSet:
+    """A dev file and its words: those of the tokens that are scored, where a very long turn was cut.
+
+    Raises `NothingToLearn` for one that could not be evaluated in the end.
+    """
+    transcripts = list(read_transcripts(file))
+    pairs = (pair for transcript in transcripts for pair in pairwise(transcript.turns))
+    if not any(a.role == "user" and b.role == "agent" and b.weight > 0 for a, b in pairs):
+        raise NothingToLearn(f"{file}: no agent turn with a weight above zero follows a user turn")
+    corpus = corpus_of(transcripts, tokenizer, max_turn_tokens=max_turn_tokens)
     replies = (
         corpus.tokens[corpus.turn_start[turn] : corpus.turn_start[turn + 1]].tolist()
         for turn in corpus.turn_is_reply.nonzero()[0]
     )
-    return DevSet(name_of(file), corpus, max(1, sum(count_words(tokenizer.decode(ids)) for ids in replies)))
+    return DevSet(name, corpus, max(1, sum(count_words(tokenizer.decode(ids)) for ids in replies)))
 
 
 def name_of(file: Path) -> str:
@@ -381,3 +410,17 @@ def name_of(file: Path) -> str:
     """
     stem = file.name.removesuffix(".gz").removesuffix(".jsonl")
     return file.resolve().parent.name if stem in ("dev", "test", "train") else stem
+
+
+def names_of(files: Sequence[Path]) -> list[str]:
+    """A name for each file: the short one, with as many of its folders as tell it from the others."""
+    names = [name_of(file) for file in files]
+    places = [file.resolve().parts for file in files]
+    depth = 1
+    while len(set(names)) < len(set(places)):
+        depth += 1
+        names = [
+            name if names.count(name) == 1 else "/".join(place[-depth:])
+            for name, place in zip(names, places, strict=True)
+        ]
+    return names

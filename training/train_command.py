@@ -8,20 +8,36 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import torch
 
-from chatbot.model_directory import ModelBundle, seal
+from chatbot.model_directory import ModelBundle, ModelDirectoryError, seal
 from chatbot.options import DecodingOptions
 from chatbot.transcripts import TranscriptError, read_transcripts
+from training import checkpoint
 from training.card import model_card
 from training.config import ConfigError, TrainConfig, load_config
 from training.distributed import join_world
-from training.evaluate import evaluate
-from training.train import Diverged, NothingToLearn, Stopped, Trained, name_of, train
+from training.evaluate import ReplyFailed, evaluate
+from training.train import Diverged, NothingToLearn, Stopped, Trained, names_of, train
+
+Troubles = (
+    ConfigError,
+    TranscriptError,
+    NothingToLearn,
+    checkpoint.OtherModel,
+    Diverged,
+    Stopped,
+    ReplyFailed,
+    ModelDirectoryError,
+    OSError,
+)
+"""What a run may end with other than a model; each says why."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -57,44 +73,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    work = args.out.with_name(f"{args.out.name}.run")
     stop = Event()
     try:
         config = load_config(args.config, args.set)
         card = args.card.read_text("utf-8") if args.card else ""
-        _check_places(args, work)
+        work = _check_places(args)
         with join_world(config.device) as world:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, lambda *_: stop.set())
-            trained = train(
-                args.train,
-                args.dev,
-                work,
-                config,
-                resume=args.resume,
-                quiet=args.json,
-                world=world,
-                stop=stop,
-            )
+            with _signals(stop):
+                trained = train(
+                    args.train,
+                    args.dev,
+                    work,
+                    config,
+                    resume=args.resume,
+                    quiet=args.json,
+                    world=world,
+                    stop=stop,
+                )
             if world.first:
                 report = _seal(args.out, trained, config, card, args)
                 print(json.dumps(report) if args.json else _in_words(report))
-    except (ConfigError, TranscriptError, NothingToLearn, Diverged, Stopped, OSError) as error:
+    except Troubles as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
     return 0
 
 
-def _check_places(args: argparse.Namespace, work: Path) -> None:
-    """Find out before the training what would spoil its end."""
+@contextmanager
+def _signals(stop: Event) -> Iterator[None]:
+    """While training, Ctrl-C and SIGTERM end it between two updates; before and after, they do as ever."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: stop.set()) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _check_places(args: argparse.Namespace) -> Path:
+    """Find out before the training what would spoil its end; returns where the run itself is kept."""
     if args.out.exists():
         raise FileExistsError(f"{args.out} is there already: name another --out")
     missing = [str(file) for file in [*args.train, *args.dev] if not file.is_file()]
     if missing:
         raise FileNotFoundError(f"no such file: {', '.join(missing)}")
+    work: Path = args.out.with_name(f"{args.out.name}.run")
     first = os.environ.get("RANK", "0") == "0"
-    if first and not args.resume and (work / "last").exists():
+    if first and not args.resume and checkpoint.exists(work / "last"):
         raise FileExistsError(f"{work} holds a run: --resume continues it, or remove it")
+    return work
 
 
 def _seal(
@@ -141,10 +172,13 @@ def _evaluations(trained: Trained, args: argparse.Namespace, config: TrainConfig
         fingerprint="",
     )
     return {
-        name_of(file): evaluate(
-            bundle, list(read_transcripts(file)), max_replies=config.final_replies, progress=not args.json
+        name: evaluate(
+            bundle,
+            list(read_transcripts(file)),
+            max_replies=config.final_replies,
+            progress=not args.json and sys.stderr.isatty(),
         ).model_dump()
-        for file in args.dev
+        for file, name in zip(args.dev, names_of(args.dev), strict=True)
     }
 
 
