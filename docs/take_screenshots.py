@@ -19,9 +19,10 @@ IMAGES: Final = Path(__file__).parent / "images"
 DEVICES: Final = {"desktop": (1280, 800), "phone": (390, 844)}
 EARLIER: Final = ["What will the weather be like tomorrow?", "Have you seen any good movies lately?"]
 TALK: Final = [
-    "Hello! I would like to book a table for two tonight.",
-    "Around seven, please.",
-    "Great, thank you!",
+    "Hi, I need a doctor's appointment.",
+    "My name is Alexis.",
+    "Dr. Morgan, please.",
+    "On Tuesday.",
 ]
 
 

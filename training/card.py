@@ -18,12 +18,10 @@ def model_card(metrics: Mapping[str, Any], text: str = "") -> str:
 
 ## The run
 
-- GRU encoder-decoder over conversations, {metrics["parameters"]:,} parameters: embedding
-  {shape["embedding_size"]}, hidden {shape["hidden_size"]}, {shape["decoder_layers"]} layers of decoder,
-  attention over {shape["memory_tokens"]} tokens
-- {metrics["steps"]:,} updates in {metrics["seconds"]:,.0f} s, best after {metrics["best_step"]:,}; seed
-{metrics["config"]["seed"]}
-- trained on {", ".join(metrics["train"])}
+- GRU encoder-decoder over conversations: {metrics["parameters"]:,} parameters
+- embedding {shape["embedding_size"]}, hidden {shape["hidden_size"]}, memory {shape["memory_tokens"]} tokens
+- {metrics["steps"]:,} updates in {metrics["seconds"]:,.0f} s, best after {metrics["best_step"]:,}
+- seed {metrics["config"]["seed"]}, trained on {", ".join(metrics["train"])}
 
 {table}
 """
