@@ -1,4 +1,4 @@
-"""Fixtures of the web client's tests: one Chromium for all, a fresh profile and a fresh server for each.
+"""Fixtures of the web client's tests: one Chromium for a module, a fresh profile and a fresh server for each.
 
 A page that logs an error, throws, or runs into its Content-Security-Policy fails its test at the end.
 """
@@ -27,8 +27,9 @@ PATIENCE_MS: Final = 15_000
 OpenPage = Callable[..., Page]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
+    """Closed after each module: while it is open, playwright's event loop occupies the thread."""
     if shutil.which(CHROMIUM) is None:
         pytest.skip(f"no Chromium at {CHROMIUM}; set CHROMIUM to its path")
     expect.set_options(timeout=PATIENCE_MS)  # as on a machine that has other things to do
@@ -81,7 +82,7 @@ def context(new_context: Callable[..., BrowserContext]) -> BrowserContext:
     return new_context()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def desktop(chromium: Browser, complaints: list[str]) -> Iterator[BrowserContext]:
     """A profile that many tests share, because it has the page's files at hand."""
     with profile(chromium, complaints) as context:
