@@ -77,7 +77,8 @@ def conversations(bundle: ModelBundle, options: DecodingOptions, script: Sequenc
         for turns in play(bundle, options, script)
     )
     settings = ", ".join(f"{key} {value}" for key, value in used.items()) or "greedy"
-    return f"\n## Conversations\n\nAs they came ({settings}; seed: the number of the turn).\n\n{said}\n"
+    how = f"As they came ({settings}; each seed made of the numbers of conversation and turn)."
+    return f"\n## Conversations\n\n{how}\n\n{said}\n"
 
 
 def play(
