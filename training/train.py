@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from chatbot.config import ModelConfig
 from chatbot.model import DialogueBatch, Seq2Seq
 from chatbot.tokenizer import Tokenizer
 from chatbot.transcripts import read_transcripts, write_aside
@@ -105,22 +106,7 @@ def train(
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    if not world.first:
-        world.wait()  # until the first has built what the others find
-    resume = resume and checkpoint.exists(work / "last")
-    if world.first and not resume:
-        _forget(work)
-    tokenizer = _tokenizer(files, work / "tokenizer.json", config)
-    shape = config.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
-    corpus = open_corpus(
-        files,
-        tokenizer,
-        cache=work / "corpus",
-        max_turn_tokens=shape.max_turn_tokens,
-        max_dialogue_tokens=config.max_dialogue_tokens,
-    )
-    if world.first:
-        world.wait()
+    resume, tokenizer, shape, corpus = _open(files, work, config, resume, world)
     if not corpus.replies:
         raise NothingToLearn("no agent turn with a weight above zero in the training files")
     names = names_of(dev_files)
@@ -144,6 +130,29 @@ def train(
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):  # without a dev part
         raise Diverged("the weights are no longer finite numbers: lower learning_rate")
     return Trained(model.eval(), tokenizer, progress, run.perplexities())
+
+
+def _open(
+    files: Sequence[Path], work: Path, config: TrainConfig, resume: bool, world: World
+) -> tuple[bool, Tokenizer, ModelConfig, Corpus]:
+    """Whether a run is resumed, and its tokenizer, shape and corpus; the first process builds them."""
+    if not world.first:
+        world.wait()  # until the first has built what the others find
+    resume = resume and checkpoint.exists(work / "last")
+    if world.first and not resume:
+        _forget(work)
+    tokenizer = _tokenizer(files, work / "tokenizer.json", config)
+    shape = config.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
+    corpus = open_corpus(
+        files,
+        tokenizer,
+        cache=work / "corpus",
+        max_turn_tokens=shape.max_turn_tokens,
+        max_dialogue_tokens=config.max_dialogue_tokens,
+    )
+    if world.first:
+        world.wait()
+    return resume, tokenizer, shape, corpus
 
 
 class _Run:
