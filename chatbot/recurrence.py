@@ -82,7 +82,7 @@ class _Recurrence(torch.autograd.Function):
         before = torch.empty_like(inner)  # (P, H): the state each step started from
         outputs = torch.empty_like(inner)
         state = initial.clone()  # (N, H), sorted longest first; rows not running keep their last state
-        for start, size in _steps(sizes, reverse):
+        for start, size in steps(sizes, reverse):
             rows = slice(start, start + size)
             h = state[:size]
             before[rows] = h
@@ -114,7 +114,7 @@ class _Recurrence(torch.autograd.Function):
         d_products = torch.empty_like(gates)
         d_recurrent = torch.empty(len(gates), 3 * hidden, dtype=low)
         d_state = d_last.clone()
-        for start, size in reversed(_steps(ctx.sizes, ctx.reverse)):
+        for start, size in reversed(steps(ctx.sizes, ctx.reverse)):
             rows = slice(start, start + size)
             d_h = d_state[:size] + d_outputs[rows]
             d_new = torch.mul(d_h, to_new[rows], out=d_products[rows, 2 * hidden :])
@@ -128,7 +128,7 @@ class _Recurrence(torch.autograd.Function):
         return d_products, d_state, d_weight, d_bias, None, None, None
 
 
-def _steps(sizes: list[int], reverse: bool) -> list[tuple[int, int]]:
+def steps(sizes: list[int], reverse: bool) -> list[tuple[int, int]]:
     """First packed token and number of rows of each step, in the order in which they run."""
     starts, total = [], 0
     for size in sizes:

@@ -81,6 +81,14 @@ class Tokenizer:
             raise ValueError(f"not a tokenizer: {error}") from None
         return cls(inner)
 
+    def with_dropout(self, share: float) -> Tokenizer:
+        """The same tokens, but each merge is left out with this probability, drawn anew for every text
+        (BPE-dropout, Provilkov et al. 2020). The library draws, and takes no seed.
+        """
+        inner = tokenizers.Tokenizer.from_str(self.to_json())
+        inner.model.dropout = share
+        return Tokenizer(inner)
+
     def to_json(self) -> str:
         return self._inner.to_str(pretty=False)
 

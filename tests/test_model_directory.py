@@ -310,7 +310,7 @@ def truncate(path: Path) -> None:
         (rewrite("config.json", b"\xff"), "config.json cannot be used"),
         (rewrite_json("config.json", hidden_size=17), "has shape .*, config.json calls for"),
         (rewrite_json("config.json", embedding_size=65536), "has shape .*, config.json calls for"),
-        (rewrite_json("config.json", decoder_layers=3), "is without top.bias_hh_l1"),
+        (rewrite_json("config.json", decoder_layers=3), "is without top.layers.1.bias_hh_l0"),
         (rewrite_json("config.json", vocab_size=331), "json has 330 tokens, config.json says 331"),
         (rewrite("tokenizer.json", b"{}"), "tokenizer.json cannot be used: not a tokenizer"),
         (rewrite("tokenizer.json", b"\xff"), "tokenizer.json cannot be used: it is not UTF-8"),

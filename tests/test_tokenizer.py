@@ -129,3 +129,15 @@ def test_a_hostile_text_costs_linear_time(probe: str) -> None:
     began = time.perf_counter()
     TOKENIZER.encode(probe)
     assert time.perf_counter() - began < 2.0
+
+
+def test_with_dropout_a_text_is_spelled_in_many_ways_that_all_read_the_same() -> None:
+    tokenizer = Tokenizer.train(["hello there, how are you?"] * 5, vocab_size=300)
+    varied = tokenizer.with_dropout(0.5)
+    spellings = {tuple(varied.encode("hello there")) for _ in range(40)}
+    assert len(spellings) > 5
+    assert {tokenizer.decode(ids) for ids in spellings} == {"hello there"}
+    assert {tuple(tokenizer.encode("hello there")) for _ in range(5)} == {
+        tuple(tokenizer.encode("hello there"))
+    }
+    assert varied.vocab_size == tokenizer.vocab_size
