@@ -10,9 +10,10 @@ from types import FrameType
 from typing import Final, TextIO
 
 from chatbot.batcher import Batcher, Failed, Finished, Piece, Reply, ReplyRequest
+from chatbot.decoder import Bundle
 from chatbot.decoding import derived_seed
-from chatbot.model_directory import ModelBundle
 from chatbot.options import MAX_BEAM, MAX_SEED, DecodingOptions, OptionError
+from chatbot.reranking import Rerankers
 from chatbot.terminal import printable
 from chatbot.transcripts import Role
 
@@ -28,8 +29,10 @@ Ctrl-C stops a reply; Ctrl-C again, or Ctrl-D, leaves.
 class Chat:
     """One conversation at a time with a model; text goes to ``out``."""
 
-    def __init__(self, bundle: ModelBundle, options: DecodingOptions, out: TextIO) -> None:
-        self._batcher = Batcher(bundle, rows=MAX_BEAM, waiting=1)
+    def __init__(
+        self, bundle: Bundle, options: DecodingOptions, out: TextIO, rerankers: Rerankers | None = None
+    ) -> None:
+        self._batcher = Batcher(bundle, rows=MAX_BEAM, waiting=1, rerankers=rerankers)
         self._options = options
         self._out = out
         self._turns: list[tuple[Role, str]] = []

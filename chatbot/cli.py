@@ -9,16 +9,26 @@ from __future__ import annotations
 import json
 import os
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace, _SubParsersAction
-from collections.abc import Sequence
+from argparse import (
+    ArgumentParser,
+    ArgumentTypeError,
+    BooleanOptionalAction,
+    Namespace,
+    _SubParsersAction,
+)
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args, get_origin
 
 from chatbot.options import Decoding, DecodingOptions, OptionError
 from chatbot.transcripts import TranscriptError
 
 if TYPE_CHECKING:
+    from chatbot.decoder import Bundle
     from chatbot.model_directory import ModelBundle
+    from chatbot.reranking import Rerankers
+
+T = TypeVar("T")
 
 Commands: TypeAlias = "_SubParsersAction[ArgumentParser]"
 
@@ -77,18 +87,20 @@ def add_chat(commands: Commands) -> None:
         "reply, Ctrl-C again or Ctrl-D leaves.",
     )
     _add_model(parser)
+    add_company(parser)
     add_options(parser)
     parser.set_defaults(run=run_chat)
 
 
 def run_chat(arguments: Namespace) -> int:
     overrides = given_options(arguments)
-    bundle = _load(arguments)
+    bundle, rerankers = _load_together(arguments)
     options = DecodingOptions.merged(bundle.defaults, overrides)
+    rerankers.require(options)
     from chatbot.chat import Chat
 
     _tolerate_encodings()
-    chat = Chat(bundle, options, sys.stdout)
+    chat = Chat(bundle, options, sys.stdout, rerankers)
     if not sys.stdin.isatty():
         chat.run(_line_of_input)
         return 0
@@ -123,29 +135,41 @@ def add_reply(commands: Commands) -> None:
         help="answer transcripts",
         description="Read transcripts (JSON lines, each a conversation that ends in a user turn) on "
         'standard input and write {"id", "text", "alternatives", "logprob", "finish_reason", "seed"} lines '
-        "in the same order. The seed of every conversation is derived from --seed and its id; without "
-        "--seed that is 0, so that a run can be repeated.",
+        'in the same order; with --logprobs or --top-alternatives also "tokens", with --attention also '
+        '"attention". The seed of every conversation is derived from --seed and its id; without --seed that '
+        "is 0, so that a run can be repeated.",
     )
     _add_model(parser)
+    add_company(parser)
     parser.add_argument(
         "--rows", type=_positive, default=64, metavar="N", help="paths decoded side by side (default: 64)"
     )
+    parser.add_argument("--logprobs", action="store_true", help="also write the tokens of each reply")
     add_options(parser)
     parser.set_defaults(run=run_reply)
 
 
 def run_reply(arguments: Namespace) -> int:
     overrides = given_options(arguments)
-    bundle = _load(arguments)
+    bundle, rerankers = _load_together(arguments)
     options = DecodingOptions.merged(bundle.defaults, overrides)
     options.require_vocabulary(bundle.config.vocab_size)
+    rerankers.require(options)
     from tqdm import tqdm
 
     from chatbot.answering import answer, read_questions
 
     _tolerate_encodings()
     questions = read_questions(sys.stdin.buffer, "<stdin>")
-    replies = answer(questions, bundle, options, source="<stdin>", rows=arguments.rows)
+    replies = answer(
+        questions,
+        bundle,
+        options,
+        source="<stdin>",
+        rows=arguments.rows,
+        logprobs=arguments.logprobs,
+        rerankers=rerankers,
+    )
     for line in tqdm(replies, unit=" replies", file=sys.stderr, disable=None):
         print(line)
     return 0
@@ -213,22 +237,51 @@ def _add_model(parser: ArgumentParser) -> None:
     )
 
 
+def add_company(parser: ArgumentParser) -> None:
+    """Flags for models that work together with the first."""
+    parser.add_argument(
+        "--ensemble",
+        type=Path,
+        metavar="MODEL",
+        action="append",
+        default=[],
+        help="another model with the same tokenizer, which answers together with the first (may be repeated)",
+    )
+    parser.add_argument(
+        "--language-model", type=Path, metavar="MODEL", help="what --mmi-lambda needs; the same tokenizer"
+    )
+    parser.add_argument(
+        "--reverse-model",
+        type=Path,
+        metavar="MODEL",
+        help="what --mmi-reverse needs: trained on conversations in reverse order; the same tokenizer",
+    )
+
+
 def add_options(
     parser: ArgumentParser, note: str = "What is left out is as the model's own defaults say."
 ) -> None:
     """A flag for every decoding option, checked by `DecodingOptions` and not here."""
     group = parser.add_argument_group("decoding", note)
     for name, field in DecodingOptions.model_fields.items():
-        kinds = [kind for kind in (int, float) if kind in (field.annotation, *get_args(field.annotation))]
-        choices = get_args(Decoding) if name == "decoding" else None
         group.add_argument(
             f"--{name.replace('_', '-')}",
             dest=f"option_{name}",
-            type=kinds[0] if kinds else str,
-            choices=choices,
-            metavar=None if choices else kinds[0].__name__ if kinds else "text",
             help=f"{field.description} ({DecodingOptions.allowed(name)})",
+            **_taking(field.annotation),
         )
+
+
+def _taking(annotation: Any) -> dict[str, Any]:
+    """How a flag takes a value of this type; what it may be is not checked here."""
+    if annotation is Decoding:
+        return {"choices": get_args(Decoding)}
+    if annotation is bool:
+        return {"action": BooleanOptionalAction}
+    if get_origin(annotation) is tuple:
+        return {"action": "append", "metavar": "text"}
+    kind = next((kind for kind in (int, float) if kind in (annotation, *get_args(annotation))), str)
+    return {"type": kind, "metavar": "text" if kind is str else kind.__name__}
 
 
 def given_options(arguments: Namespace) -> dict[str, Any]:
@@ -254,19 +307,65 @@ def _widest() -> DecodingOptions:
 
 
 def _load(arguments: Namespace) -> ModelBundle:
+    """The one model that is named."""
+    return _loaded(arguments, lambda: _load_model(arguments.model, arguments.device))
+
+
+def _load_together(arguments: Namespace) -> tuple[Bundle, Rerankers]:
+    """The model that is named and those that answer with it, and the models that help to choose."""
+
+    def load() -> tuple[Bundle, Rerankers]:
+        bundle = load_together([arguments.model, *arguments.ensemble], device=arguments.device)
+        return bundle, load_rerankers(arguments, bundle, device=arguments.device)
+
+    return _loaded(arguments, load)
+
+
+def _loaded(arguments: Namespace, load: Callable[[], T]) -> T:
+    """What ``load`` returns, or why it cannot."""
     import torch
 
-    from chatbot import model_directory
+    from chatbot.decoder import TokenizersDiffer
+    from chatbot.model_directory import ModelDirectoryError
 
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise CommandError("--device cuda: torch finds no GPU here")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     try:
-        found = model_directory.find_model(arguments.model or model_directory.SHIPPED)
-        return model_directory.load(found, device=arguments.device)
-    except model_directory.ModelDirectoryError as error:
+        return load()
+    except (ModelDirectoryError, TokenizersDiffer) as error:
         raise CommandError(str(error)) from None
+
+
+def load_together(paths: Sequence[Path | None], *, device: str) -> Bundle:
+    """The models in ``paths`` (None: the shipped one) as one.
+
+    Raises `chatbot.model_directory.ModelDirectoryError` and `chatbot.decoder.TokenizersDiffer`.
+    """
+    from chatbot.ensemble import EnsembleBundle
+
+    first, *others = [_load_model(path, device) for path in paths]
+    return EnsembleBundle((first, *others)) if others else first
+
+
+def load_rerankers(arguments: Namespace, bundle: Bundle, *, device: str) -> Rerankers:
+    """The models that were named to help choosing what ``bundle`` says. Raises the same errors."""
+    from chatbot.reranking import Rerankers
+
+    found = [
+        None if path is None else _load_model(path, device)
+        for path in (arguments.language_model, arguments.reverse_model)
+    ]
+    rerankers = Rerankers(*found)
+    rerankers.require_tokenizer(bundle)
+    return rerankers
+
+
+def _load_model(path: Path | None, device: str) -> ModelBundle:
+    from chatbot import model_directory
+
+    return model_directory.load(model_directory.find_model(path or model_directory.SHIPPED), device=device)
 
 
 def _tolerate_encodings() -> None:

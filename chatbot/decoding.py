@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import torch
@@ -24,8 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chatbot.options import MAX_SEED, DecodingOptions
-from chatbot.prefix import ForcedPrefix
-from chatbot.tokenizer import Tokenizer
+from chatbot.rules import Path
 
 FORBIDDEN: Final = -math.inf
 
@@ -70,56 +68,6 @@ def _signed(value: int) -> int:
 # ---- Constraints -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What one reply's options ask of every path to it, however the path is searched for."""
-
-    end_id: int
-    never: tuple[int, ...]
-    """Ids that are no part of any reply: padding and the roles."""
-    vocab_size: int
-    prefix: ForcedPrefix
-    min_tokens: int
-    no_repeat_ngram: int
-    repetition_penalty: float
-
-    @classmethod
-    def of(cls, options: DecodingOptions, prefix: ForcedPrefix, tokenizer: Tokenizer) -> Rules:
-        return cls(
-            end_id=tokenizer.end_id,
-            never=(tokenizer.pad_id, tokenizer.user_id, tokenizer.agent_id),
-            vocab_size=tokenizer.vocab_size,
-            prefix=prefix,
-            min_tokens=options.min_tokens,
-            no_repeat_ngram=options.no_repeat_ngram,
-            repetition_penalty=options.repetition_penalty,
-        )
-
-    def forbidden(self, ids: Sequence[int]) -> set[int]:
-        """Ids that may not follow ``ids``, the path so far. At least one id is left."""
-        banned = set(self.never)
-        if len(ids) < self.min_tokens:
-            banned.add(self.end_id)
-        repeats = repeated_ngrams(ids, self.no_repeat_ngram) | banned
-        # A path that has used up the vocabulary may repeat itself rather than have nowhere to go.
-        return repeats if len(repeats) < self.vocab_size else banned
-
-
-def repeated_ngrams(ids: Sequence[int], size: int) -> set[int]:
-    """Ids that would complete a run of ``size`` ids which ``ids`` already holds; none for size 0."""
-    if not 0 < size <= len(ids):
-        return set()
-    tail = tuple(ids[len(ids) - size + 1 :])
-    return {ids[i + size - 1] for i in range(len(ids) - size + 1) if tuple(ids[i : i + size - 1]) == tail}
-
-
-class Path(NamedTuple):
-    """A row of a batch: the reply so far and the rules it is made by."""
-
-    rules: Rules
-    ids: Sequence[int]
-
-
 def constrain(logits: Tensor, logprobs: Tensor, paths: Sequence[Path]) -> Tensor:
     """Scores (B, V) to choose from: ``logprobs`` (the log-softmax of ``logits``) with every path's rules
     applied.
@@ -132,12 +80,12 @@ def constrain(logits: Tensor, logprobs: Tensor, paths: Sequence[Path]) -> Tensor
     rows: list[int] = []
     columns: list[int] = []
     forced: list[tuple[int, tuple[int, ...]]] = []
-    for row, (rules, ids) in enumerate(paths):
-        allowed = rules.prefix.allowed(ids)
+    for row, (rules, ids, avoid) in enumerate(paths):
+        allowed = rules.forced(ids)
         if allowed is not None:
-            forced.append((row, allowed))
+            forced.append((row, tuple(token for token in allowed if token not in avoid)))
             continue
-        banned = rules.forbidden(ids)
+        banned = rules.forbidden(ids) | avoid
         rows += [row] * len(banned)
         columns += banned
     result = scores.index_put(_indices(scores, rows, columns), scores.new_tensor(FORBIDDEN))
@@ -157,7 +105,7 @@ def penalize(logits: Tensor, logprobs: Tensor, paths: Sequence[Path]) -> Tensor:
     rows: list[int] = []
     columns: list[int] = []
     factors: list[float] = []
-    for row, (rules, ids) in enumerate(paths):
+    for row, (rules, ids, _) in enumerate(paths):
         if rules.repetition_penalty == 1:
             continue
         seen = set(ids)

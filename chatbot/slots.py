@@ -6,18 +6,18 @@ runs on slices and copies nothing. Releasing a row moves the last one into its p
     rows    0  1  2  3  4          0  1  2  3
     owner   a  b  b  c  d    b ->  a  d  c            (a slot knows its owner, an owner its rows)
 
-Shapes: R rows in all, B rows in use, W memory columns, L layers, H hidden, V vocabulary.
+Shapes: R rows in all, B rows in use, W memory columns, F state, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from chatbot.model import Memory, Seq2Seq
+from chatbot.decoder import Decoder, extent
 
 
 class Owner(Protocol):
@@ -29,51 +29,63 @@ class Owner(Protocol):
 class Slots:
     """Row tensors of a model's decoder, allocated when the first reply comes."""
 
-    def __init__(self, model: Seq2Seq, capacity: int) -> None:
+    def __init__(self, model: Decoder, capacity: int) -> None:
         self._model = model
         self._capacity = capacity
         self._owners: list[Owner] = []
         self._lengths: list[int] = []
-        self._state: Tensor | None = None  # (L, R, H)
-        self._memory: Memory | None = None  # fields (R, W, …)
+        self._state: Tensor | None = None  # (R, F)
+        self._memory: Any = None  # fields (R, W, …)
 
     @property
     def free(self) -> int:
         return self._capacity - len(self._owners)
 
-    def add(self, owners: Sequence[Owner], counts: Sequence[int], state: Tensor, memory: Memory) -> None:
+    def add(self, owners: Sequence[Owner], counts: Sequence[int], state: Tensor, memory: Any) -> None:
         """Give ``counts[b]`` rows to ``owners[b]``, each starting as row b of ``state`` and ``memory``."""
         own_state, own_memory = self._allocated(state, memory)
         width = memory.mask.shape[1]
-        lengths = memory.mask.sum(1).tolist()
+        lengths = extent(memory.mask).tolist()
         for b, (owner, count) in enumerate(zip(owners, counts, strict=True)):
             first = len(self._owners)
             owner.rows = list(range(first, first + count))
             self._owners += [owner] * count
             self._lengths += [lengths[b]] * count
-            own_state[:, first : first + count] = state[:, b : b + 1]
+            own_state[first : first + count] = state[b]
             for slots, values in zip(own_memory, memory, strict=True):
                 slots[first : first + count, :width] = values[b]
                 # What an earlier reply left is masked, but a NaN times a weight of zero is still a NaN.
                 slots[first : first + count, width:] = 0
 
-    def step(self, tokens: Sequence[int]) -> Tensor:
-        """Feed every row in use its token (B,) -> logits (B, V); states are replaced by the next ones."""
+    def step(self, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Feed every row in use its token (B,) -> logits (B, V) and attention (B, M), M the longest memory in
+        use; states are replaced by the next ones.
+        """
         assert self._state is not None, "step before add"
         assert self._memory is not None
         used, width = len(self._owners), max(self._lengths)
-        logits, state = self._model.step(
+        logits, state, attention = self._model.step(
             torch.tensor(tokens, device=self._state.device),
-            self._state[:, :used],
-            Memory(*(values[:used, :width] for values in self._memory)),
+            self._state[:used],
+            self._memory._make(values[:used, :width] for values in self._memory),
         )
-        self._state[:, :used] = state
-        return logits
+        self._state[:used] = state
+        return logits, attention
+
+    def state(self, row: int) -> Tensor:
+        """What row ``row`` goes on from, (F,): a copy."""
+        assert self._state is not None, "state before add"
+        return self._state[row].clone()
+
+    def restore(self, row: int, state: Tensor) -> None:
+        """Let row ``row`` go on from ``state`` (F,)."""
+        assert self._state is not None, "restore before add"
+        self._state[row] = state
 
     def copy_states(self, targets: Sequence[int], sources: Sequence[int]) -> None:
         """Row ``targets[i]`` goes on from the state of row ``sources[i]``; all are read, then all written."""
         if self._state is not None and list(targets) != list(sources):
-            self._state[:, list(targets)] = self._state[:, list(sources)]
+            self._state[list(targets)] = self._state[list(sources)]
 
     def release(self, owner: Owner) -> None:
         """Take back all rows of ``owner``."""
@@ -86,16 +98,16 @@ class Slots:
     def _move(self, source: int, target: int) -> None:
         if source == target or self._state is None or self._memory is None:
             return
-        for values in (self._state.transpose(0, 1), *self._memory):
+        for values in (self._state, *self._memory):
             values[target] = values[source]
         mover = self._owners[source]
         mover.rows[mover.rows.index(source)] = target
         self._owners[target] = mover
         self._lengths[target] = self._lengths[source]
 
-    def _allocated(self, state: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+    def _allocated(self, state: Tensor, memory: Any) -> tuple[Tensor, Any]:
         if self._state is None or self._memory is None:
             width = self._model.config.memory_tokens
-            self._state = state.new_zeros(state.shape[0], self._capacity, state.shape[2])
-            self._memory = Memory(*(v.new_zeros(self._capacity, width, *v.shape[2:]) for v in memory))
+            self._state = state.new_zeros(self._capacity, state.shape[1])
+            self._memory = memory._make(v.new_zeros(self._capacity, width, *v.shape[2:]) for v in memory)
         return self._state, self._memory

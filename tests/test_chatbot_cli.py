@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from chatbot.batcher import Batcher, ReplyRequest
 from chatbot.chat import Chat
-from chatbot.cli import main
+from chatbot.cli import build_parser, given_options, main
 from chatbot.decoding import derived_seed
 from chatbot.model_directory import ModelBundle, load
 from chatbot.options import DecodingOptions
@@ -103,6 +103,34 @@ def test_a_reply_is_that_of_the_batcher(
     assert [a["score"] for a in answer["alternatives"]] == pytest.approx(
         [a.score for a in reply.alternatives], abs=1e-4
     )
+
+
+def test_details_are_written_when_they_are_asked_for(
+    tiny_model_dir: Path, bundle: ModelBundle, type_in: Callable[[str], None], capsys: Capture
+) -> None:
+    asked = transcript("Hello!", name="one")
+
+    def answer(*flags: str) -> dict[str, Any]:
+        type_in(lines([asked]))
+        assert main(["reply", str(tiny_model_dir), "--max-tokens", "3", *flags]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    plain, logprobs, top = answer(), answer("--logprobs"), answer("--top-alternatives", "2")
+    attention = answer("--top-alternatives", "1", "--attention")
+    assert plain.keys() == {"id", "text", "alternatives", "logprob", "finish_reason", "seed"}
+    assert logprobs.keys() - plain.keys() == {"tokens"}
+    assert [token.keys() for token in logprobs["tokens"]] == [{"id", "text", "logprob"}] * 3
+    assert sum(token["logprob"] for token in logprobs["tokens"]) == pytest.approx(plain["logprob"])
+    assert "".join(token["text"] for token in logprobs["tokens"]).strip() == plain["text"]
+    assert [len(token["top"]) for token in top["tokens"]] == [2] * 3
+    assert top["tokens"][0]["top"][0] == logprobs["tokens"][0]  # greedy takes the likeliest
+    assert attention.keys() - top.keys() == {"attention"}
+    ids = bundle.tokenizer.encode_turn("user", "Hello!")
+    assert [token["id"] for token in attention["attention"]["remembered"]] == ids
+    assert {token["age"] for token in attention["attention"]["remembered"]} == {0}
+    sums = [sum(weights) for weights in attention["attention"]["weights"]]
+    assert sums == pytest.approx([1.0] * 3, abs=0.01)
 
 
 def test_a_sampled_reply_depends_on_its_conversation_and_the_seed_alone(
@@ -189,7 +217,10 @@ def test_a_reader_that_leaves_ends_the_command_quietly(
         (["--temperature", "nan"], "--temperature must be a number from 0.05 to 5"),
         (["--top-k", "-1"], "--top-k must be a whole number from 0 to 1000000"),
         (["--top-k", "331"], "--top-k must be a whole number from 0 to 330, the size of the vocabulary"),
-        (["--beam-size", "3", "--n-best", "4"], "--n-best must be a whole number from 1 to beam_size"),
+        (
+            ["--beam-size", "3", "--n-best", "4"],
+            "--n-best must be a whole number from 1 to beam_size or samples",
+        ),
         (["--seed", str(2**64)], f"--seed must be null or a whole number from 0 to {2**63 - 1}"),
     ],
 )
@@ -199,6 +230,11 @@ def test_an_option_out_of_range_is_refused_by_its_flag(
     type_in("")
     assert main(["reply", str(tiny_model_dir), *flags]) == 2
     assert capsys.readouterr().err == f"error: {reason}\n"
+
+
+def test_a_flag_that_takes_several_values_is_given_several_times() -> None:
+    parsed = build_parser().parse_args(["reply", "--blocked", "one", "--blocked", "two words"])
+    assert given_options(parsed) == {"blocked": ["one", "two words"]}
 
 
 def test_every_option_is_a_flag(capsys: Capture) -> None:

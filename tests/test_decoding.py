@@ -16,27 +16,40 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from chatbot.batcher import Batcher, Reply, ReplyRequest
+from chatbot.config import ModelConfig
 from chatbot.decoding import (
     FORBIDDEN,
-    Path,
-    Rules,
     Sampling,
     choose_likeliest,
     choose_sampled,
     constrain,
     derived_seed,
-    repeated_ngrams,
     uniforms,
 )
-from chatbot.model import Seq2Seq
+from chatbot.model import Memory, Seq2Seq, Step
+from chatbot.model_directory import ModelBundle
 from chatbot.options import MAX_SEED, DecodingOptions
 from chatbot.prefix import ByteIndex, ForcedPrefix
+from chatbot.repeats import repeated_ngrams
+from chatbot.rules import Path, Rules
+from chatbot.terms import Terms
 from chatbot.tokenizer import Tokenizer
-from tests.batching import Probabilities, ask, bigram_bundle, drain, replies
+from chatbot.transcripts import Role
+from tests.batching import (
+    Bigram,
+    Probabilities,
+    ask,
+    bigram_bundle,
+    bigram_table,
+    bundle_of,
+    drain,
+    replies,
+)
 
 A, B, C, D = 36, 37, 38, 39  # the tokens of these letters: a byte-level alphabet begins with ASCII
 END, AGENT = Tokenizer.end_id, Tokenizer.agent_id
 MODES = ("greedy", "sample", "beam")
+Turns = tuple[tuple[Role, str], ...]
 
 # ---- Chance ------------------------------------------------------------------------------------------------
 
@@ -164,8 +177,7 @@ def test_of_equally_likely_tokens_the_smallest_is_taken() -> None:
 
 def rules(tokenizer: Tokenizer, **options: object) -> Rules:
     checked = DecodingOptions.checked({"min_tokens": 0, **options})
-    prefix = ForcedPrefix(checked.prefix, tokenizer, ByteIndex(tokenizer))
-    return Rules.of(checked, prefix, tokenizer)
+    return Rules.of(checked, Terms(tokenizer, 64).grant(checked), tokenizer)
 
 
 def test_constraints_change_neither_their_input_nor_the_scores_they_leave(tiny_tokenizer: Tokenizer) -> None:
@@ -493,3 +505,151 @@ def test_replies_with_the_same_text_count_once(tiny_model: Seq2Seq, tiny_tokeniz
     bundle = bigram_bundle(tiny_model.config, tiny_tokenizer, twice)
     reply = ask(bundle, DecodingOptions(decoding="beam", n_best=2))
     assert [a.token_ids for a in reply.alternatives] == [(whole, END), (B, END)]
+
+
+def test_groups_keep_different_beginnings(reply_of: Asked) -> None:
+    crowded: Probabilities = {
+        AGENT: {A: 0.8, B: 0.2},
+        A: {A: 0.35, B: 0.33, C: 0.32},
+        B: {END: 1},
+        C: {END: 1},
+    }
+    options = {"decoding": "beam", "beam_size": 2, "n_best": 2, "max_tokens": 3}
+
+    def beginnings(**more: object) -> set[int]:
+        return {a.token_ids[0] for a in reply_of(crowded, **options, **more).alternatives}
+
+    assert beginnings() == {A}
+    assert beginnings(beam_groups=2, group_penalty=0.1) == {A}
+    assert beginnings(beam_groups=2, group_penalty=2.0) == {A, B}
+
+
+# ---- Several samples ---------------------------------------------------------------------------------------
+
+
+DICE: Probabilities = {token: {A: 0.4, B: 0.3, C: 0.2, END: 0.1} for token in (AGENT, A, B, C)}
+
+
+def test_the_best_of_several_samples_is_given(reply_of: Asked) -> None:
+    options = {"decoding": "sample", "max_tokens": 12, "min_tokens": 4}
+    seeds = [7, *(derived_seed(7, str(number)) for number in (1, 2, 3, 4))]
+    alone = [reply_of(DICE, **options, seed=seed) for seed in seeds]
+    assert len({reply.text for reply in alone}) == 5
+    means = [statistics.mean(reply.logprobs) for reply in alone]
+    best = reply_of(DICE, **options, seed=7, samples=5, n_best=4)
+    order = sorted(range(5), key=lambda number: -means[number])
+    assert order[0] != 0
+    assert [a.text for a in best.alternatives] == [alone[number].text for number in order[:4]]
+    assert [a.score for a in best.alternatives] == pytest.approx([means[number] for number in order[:4]])
+    assert (best.text, best.token_ids) == (alone[order[0]].text, alone[order[0]].token_ids)
+    assert best.logprobs == alone[order[0]].logprobs
+    assert best.seed == 7
+
+
+def test_samples_with_the_same_text_count_once(reply_of: Asked) -> None:
+    reply = reply_of({AGENT: {A: 1.0}, A: {END: 1.0}}, decoding="sample", samples=4, n_best=4)
+    assert [a.text for a in reply.alternatives] == ["A"]
+
+
+# ---- What is told beside the reply -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_likeliest_tokens_are_told_before_any_option_acts(reply_of: Asked, mode: str) -> None:
+    options = {**of_mode(mode), "max_tokens": 3, "repetition_penalty": 2.0, "prefix": "B"}
+    assert reply_of(GARDEN_PATH, **options).top == ()
+    reply = reply_of(GARDEN_PATH, **options, top_alternatives=2)
+    forced = reply.token_ids[0]
+    assert forced not in (A, B)
+    first, last = reply.top[0], reply.top[-1]
+    assert len(reply.top) == len(reply.token_ids)
+    assert [(a.id, a.text) for a in first] == [(A, "A"), (B, "B")]
+    assert [math.exp(a.logprob) for a in first] == pytest.approx([0.6, 0.4])
+    assert {a.id for a in last} == {D, C} or last[0].id == D or reply.token_ids[-1] != END
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_told_is_told_of_the_path_that_was_taken(reply_of: Asked, mode: str) -> None:
+    reply = reply_of(GARDEN_PATH, **of_mode(mode), top_alternatives=20, n_best=2)
+    for place, token, logprob in zip(reply.top, reply.token_ids, reply.logprobs, strict=True):
+        assert {a.id: a.logprob for a in place}[token] == pytest.approx(logprob)
+        assert len(place) == 20
+        assert [a.logprob for a in place] == sorted((a.logprob for a in place), reverse=True)
+
+
+class Gazing(Bigram):
+    """Looks at one column of its memory, by the last token."""
+
+    def __init__(self, config: ModelConfig, table: Tensor, columns: dict[int, int]) -> None:
+        super().__init__(config, table)
+        self.columns = columns
+
+    def step(self, tokens: Tensor, state: Tensor, memory: Memory) -> Step:
+        columns = [self.columns.get(int(token), 0) for token in tokens]
+        attention = torch.nn.functional.one_hot(torch.tensor(columns), memory.mask.shape[1])
+        return super().step(tokens, state, memory)._replace(attention=attention.double())
+
+
+LOOKING: Probabilities = {
+    AGENT: {A: 0.6, B: 0.4},
+    A: {END: 1.0},
+    B: {C: 1.0},
+    C: {END: 1.0},
+}
+
+
+def gazing(model: Seq2Seq, tokenizer: Tokenizer, columns: dict[int, int]) -> ModelBundle:
+    return bundle_of(Gazing(model.config, bigram_table(tokenizer.vocab_size, LOOKING), columns), tokenizer)
+
+
+def test_the_coverage_penalty_prefers_a_reply_that_looks_at_the_whole_question(
+    tiny_model: Seq2Seq, tiny_tokenizer: Tokenizer
+) -> None:
+    """A looks at the first word of the question again, B and C at its second and third."""
+    before: Turns = (("user", "A B C D"), ("agent", "Hi"))
+    length = sum(len(tiny_tokenizer.encode_turn(role, text)) for role, text in before)
+    assert length > 3
+    bundle = gazing(tiny_model, tiny_tokenizer, {A: 1, B: 2, C: 3})
+
+    def found(**options: object) -> list[str]:
+        checked = DecodingOptions.checked({"decoding": "beam", "n_best": 2, "min_tokens": 0, **options})
+        request = ReplyRequest("only", (*before, ("user", "A B C")), checked)
+        return [a.text for a in replies(drain(Batcher(bundle), request))["only"].alternatives]
+
+    # Columns 1 to 3 are words of an earlier turn: neither reply looks at the question.
+    assert found() == found(coverage_penalty=1.0) == ["A", "BC"]
+    bundle = gazing(tiny_model, tiny_tokenizer, {A: length + 1, B: length + 2, C: length + 3})
+    assert found() == ["A", "BC"]
+    assert found(coverage_penalty=1.0) == ["BC", "A"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_attention_is_told_with_what_was_looked_at(
+    tiny_model: Seq2Seq, tiny_tokenizer: Tokenizer, mode: str
+) -> None:
+    bundle = gazing(tiny_model, tiny_tokenizer, {A: 3, B: 4})
+    options = DecodingOptions.checked({**of_mode(mode), "min_tokens": 0, "attention": True, "seed": 1})
+    conversation: Turns = (("user", "Hello"), ("agent", "A"), ("user", "B"))
+    reply = replies(drain(Batcher(bundle), ReplyRequest("only", conversation, options)))["only"]
+    assert reply.token_ids == (A, END)
+    assert reply.attention is not None
+    turns = [tiny_tokenizer.encode_turn(role, text) for role, text in conversation]
+    ids = [token for turn in turns for token in turn]
+    assert [token.id for token in reply.attention.remembered] == ids
+    assert [token.age for token in reply.attention.remembered] == [
+        age for age, turn in zip((2, 1, 0), turns, strict=True) for _ in turn
+    ]
+    assert reply.attention.remembered[0].text == "<user>"
+    assert [weights.index(1.0) for weights in reply.attention.weights] == [0, 3]
+
+
+def test_of_a_long_memory_only_the_most_looked_at_is_told(
+    tiny_tokenizer: Tokenizer, tiny_model: Seq2Seq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatbot.notes.ATTENDED", 2)
+    bundle = gazing(tiny_model, tiny_tokenizer, {A: 3})
+    reply = ask(bundle, DecodingOptions(attention=True, min_tokens=0), "A B C")
+    assert reply.attention is not None
+    ids = tiny_tokenizer.encode_turn("user", "A B C")
+    assert [token.id for token in reply.attention.remembered] == [ids[0], ids[3]]
+    assert reply.attention.weights == ((1.0, 0.0), (0.0, 1.0))
