@@ -9,30 +9,36 @@ Sans-I/O: no clock, no threads, no sockets. One owner calls `Batcher.submit`, `B
             ...                       # Piece("1", "Hi"), Piece("1", " there"), Finished("1", reply)
 
 A step lets go of cancelled replies, admits waiting ones in the order they came (their conversations are
-encoded in one batch), feeds every row its last token, and chooses the next token of every path under the
-options of its own request. A reply is a function of model, conversation, options and seed, whatever shares
-its batch.
+read in one batch, from where they were last left), feeds every row its last token, and chooses the next token
+of every path under the options of its own request. A reply is a function of model, conversation, options and
+seed, whatever shares its batch.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from chatbot.beam import Beam
-from chatbot.decoding import Path, Rules, Sampling, choose_likeliest, choose_sampled, constrain, uniforms
-from chatbot.flight import Flight, Line
-from chatbot.model_directory import ModelBundle
-from chatbot.options import OptionError
-from chatbot.prefix import ByteIndex, ForcedPrefix
+from chatbot.decoder import Bundle
+from chatbot.decoding import constrain, derived_seed
+from chatbot.flight import Flight, Strand
+from chatbot.lines import Growing, Line, Lines, Trail, extend_lines
+from chatbot.options import DecodingOptions, OptionError
+from chatbot.readings import Reader, Readings, promised
+from chatbot.repeats import EarlierReplies
 from chatbot.replies import Alternative, Event, Failed, Finished, FinishReason, Piece, Reply, ReplyRequest
+from chatbot.reranking import Rerankers, reranks
+from chatbot.rules import Rules
 from chatbot.slots import Slots
-from chatbot.tokenizer import TextStream, clip_turn
+from chatbot.terms import Terms, rows_needed
+from chatbot.tokenizer import TextStream, Tokenizer, clip_turn
 
 __all__ = [
     "Alternative",
@@ -47,6 +53,9 @@ __all__ = [
     "ReplyRequest",
 ]
 
+Live = Sequence[tuple[Flight, Sequence[Strand]]]
+"""Replies, each with its live paths."""
+
 _log: Final = logging.getLogger(__name__)
 _UNREADABLE: Final = "the conversation could not be read"
 _NOT_A_NUMBER: Final = "the model computed something that is not a number"
@@ -60,17 +69,36 @@ class Batcher:
     """Makes replies side by side. Not thread-safe, and after `step` has raised, to be replaced.
 
     rows: paths decoded at the same time, each beam counting as ``beam_size`` of them.
-    waiting: requests that may wait for rows.
+    waiting: requests that may wait for rows. rerankers: models that help to choose a reply; raises
+    `TokenizersDiffer` when theirs is not that of ``bundle``.
+
+    reading: tokens of conversations that are read between two steps of replies in flight, about, so that a
+    long conversation does not hold them up; None for all of them. kept: bytes that the states of
+    conversations may take between their replies.
     """
 
-    def __init__(self, bundle: ModelBundle, *, rows: int = 64, waiting: int = 256) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        rows: int = 64,
+        waiting: int = 256,
+        rerankers: Rerankers | None = None,
+        reading: int | None = None,
+        kept: int = 0,
+    ) -> None:
         self._bundle = bundle
         self._rows = rows
         self._waiting_limit = waiting
         self._device = bundle.model.bias.device
-        self._index = ByteIndex(bundle.tokenizer)
+        self._rerankers = rerankers or Rerankers()
+        self._rerankers.require_tokenizer(bundle)
+        self._terms = Terms(bundle.tokenizer, rows, self._rerankers)
         self._slots = Slots(bundle.model, rows)
         self._waiting: deque[ReplyRequest] = deque()
+        self._reading = reading
+        self._readings = Readings(kept)
+        self._readers: dict[str, Reader] = {}
         self._flights: dict[str, Flight] = {}
         self._cancelled: dict[str, None] = {}
 
@@ -80,7 +108,7 @@ class Batcher:
         Raises `BatcherFull`, and ValueError for an id that is in use, a conversation without turns, or
         sampling without a seed. What else is wrong with a request comes back as its `Failed`.
         """
-        if request.id in self._flights or any(request.id == other.id for other in self._waiting):
+        if self._knows(request.id):
             raise ValueError(f"request {request.id!r} is being answered already")
         if not request.turns:
             raise ValueError("a conversation needs a turn to be answered")
@@ -92,7 +120,7 @@ class Batcher:
 
     def cancel(self, request_id: str) -> None:
         """Stop a reply: the next step returns it as it is. An id that is not in the batcher is ignored."""
-        if request_id in self._flights or any(request_id == request.id for request in self._waiting):
+        if self._knows(request_id):
             self._cancelled[request_id] = None
 
     @property
@@ -103,15 +131,24 @@ class Batcher:
     @property
     def idle(self) -> bool:
         """Whether a step would have nothing to do."""
-        return not self._waiting and not self._flights
+        return not self._waiting and not self._readers and not self._flights
 
     def step(self) -> list[Event]:
         """One token further for every reply in flight. Pieces of a reply come in order, then its end."""
         with torch.inference_mode():
             events = [*self._drop_cancelled(), *self._admit()]
+            if self._readers:
+                events += self._read()
             if self._flights:
                 events += self._advance()
         return events
+
+    def _knows(self, request_id: str) -> bool:
+        return (
+            request_id in self._flights
+            or request_id in self._readers
+            or any(request_id == request.id for request in self._waiting)
+        )
 
     # ---- Coming and going ----------------------------------------------------------------------------------
 
@@ -122,70 +159,98 @@ class Batcher:
                 flight = self._flights[request_id]
                 events += flight.cancel()
                 self._release(flight)
-        for request in [request for request in self._waiting if request.id in self._cancelled]:
+        waiting = [request for request in self._waiting if request.id in self._cancelled]
+        for request in waiting:
             self._waiting.remove(request)
+        reading = [self._readers.pop(one).flight.request for one in self._cancelled if one in self._readers]
+        for request in (*reading, *waiting):
             events.append(Finished(request.id, Reply("", (), (), "cancelled", request.options.seed or 0, ())))
         self._cancelled.clear()
         return events
 
     def _admit(self) -> list[Event]:
-        """Give rows to waiting requests, in order, until the first that does not fit."""
+        """Promise rows to waiting requests, in order, until the first that does not fit."""
         events: list[Event] = []
-        flights: list[Flight] = []
-        free = self._slots.free
+        free = self._slots.free - promised(self._readers.values())
         while self._waiting:
-            needed = _rows_needed(self._waiting[0])
+            needed = rows_needed(self._waiting[0].options)
             if free < needed <= self._rows:
                 break
             request = self._waiting.popleft()
             try:
-                flights.append(self._prepare(request))
+                self._readers[request.id] = self._prepare(request, needed)
             except OptionError as error:
                 events.append(Failed(request.id, str(error), error.field))
             except Exception as error:  # noqa: BLE001 - one bad request must not stop the others
                 events.append(_unreadable(request.id, error))
             else:
                 free -= needed
-        return [*events, *self._start(flights)]
+        return events
 
-    def _prepare(self, request: ReplyRequest) -> Flight:
+    def _prepare(self, request: ReplyRequest, rows: int) -> Reader:
         """All that a request needs but its rows. Raises `OptionError` for what this model cannot follow."""
         options, tokenizer = request.options, self._bundle.tokenizer
-        options.require_vocabulary(tokenizer.vocab_size)
-        if _rows_needed(request) > self._rows:
-            raise OptionError("beam_size", f"must be a whole number from 1 to {self._rows} here")
-        prefix = ForcedPrefix(options.prefix, tokenizer, self._index)
-        if len(prefix.chain) > options.max_tokens:
-            raise OptionError("prefix", f"has {len(prefix.chain)} tokens, more than max_tokens")
+        granted = self._terms.grant(options)
+        known = self._readings.find(request.conversation, request.turns)
+        new = tokenizer.encode_turns(request.turns[len(known.turns) :])
+        turns = (*known.ids, *map(tuple, new))
+        own = [ids for (role, _), ids in zip(request.turns, turns, strict=True) if role == "agent"]
         limit = self._bundle.config.max_turn_tokens
-        search: Line | Beam = Line(tokenizer.end_id, options.max_tokens)
-        if options.decoding == "beam":
-            search = Beam(options, tokenizer.end_id, same=tokenizer.decode)
-        return Flight(
+        flight = Flight(
             request=request,
-            conversation=[clip_turn(turn, limit) for turn in tokenizer.encode_turns(request.turns)],
-            rules=Rules.of(options, prefix, tokenizer),
-            search=search,
+            conversation=[clip_turn(turn, limit) for turn in turns],
+            rules=Rules.of(options, granted, tokenizer, own),
+            search=_search(options, tokenizer, own),
             tokenizer=tokenizer,
             stream=TextStream(tokenizer),
         )
+        return Reader(flight, rows, turns, len(known.turns), known.context)
 
-    def _start(self, flights: Sequence[Flight]) -> list[Event]:
-        """Encode the conversations and give them rows; when that fails, find out for whom."""
-        if not flights:
-            return []
-        model = self._bundle.model
+    def _read(self) -> list[Event]:
+        """Read on in all conversations that were admitted, and begin the replies to those that are read."""
+        readers = list(self._readers.values())
+        share = None
+        if self._reading is not None and self._flights:
+            share = self._reading // len(readers)
+        return self._read_on(readers, share)
+
+    def _read_on(self, readers: Sequence[Reader], share: int | None) -> list[Event]:
+        """Read the next turns of ``readers``; when that fails, find out for whom."""
         try:
-            state, memory = model.start(
-                model.encode_conversations([flight.conversation for flight in flights])
-            )
+            self._begin(self._encode(readers, [reader.next(share) for reader in readers]))
         except Exception as error:  # noqa: BLE001 - the same
-            if len(flights) == 1:
-                return [_unreadable(flights[0].request.id, error)]
-            return [event for flight in flights for event in self._start([flight])]
-        self._slots.add(flights, [_rows_needed(flight.request) for flight in flights], state, memory)
-        self._flights.update((flight.request.id, flight) for flight in flights)
+            if len(readers) > 1:
+                return [event for reader in readers for event in self._read_on([reader], share)]
+            request = readers[0].flight.request
+            del self._readers[request.id]
+            return [_unreadable(request.id, error)]
         return []
+
+    def _encode(self, readers: Sequence[Reader], turns: Sequence[list[list[int]]]) -> list[Reader]:
+        """Read ``turns[i]`` for ``readers[i]``. Those that have read all."""
+        model = self._bundle.model
+        before = None
+        if any(reader.context is not None for reader in readers):
+            nothing = model.empty_context(1)
+            before = model.join([nothing if r.context is None else r.context for r in readers])
+        contexts = model.split(model.encode_conversations(turns, before))
+        for reader, context, new in zip(readers, contexts, turns, strict=True):
+            reader.context, reader.read = context, reader.read + len(new)
+        return [reader for reader in readers if reader.done]
+
+    def _begin(self, readers: Sequence[Reader]) -> None:
+        """Give rows to conversations that have been read."""
+        if not readers:
+            return
+        model, flights = self._bundle.model, [reader.flight for reader in readers]
+        state, memory = model.start(model.join([reader.context for reader in readers]))
+        for b, flight in enumerate(flights):
+            flight.remember(memory, b)
+        self._slots.add(flights, [reader.rows for reader in readers], state, memory)
+        for reader, flight in zip(readers, flights, strict=True):
+            del self._readers[flight.request.id]
+            self._flights[flight.request.id] = flight
+            self._readings.keep(flight.request.conversation, reader.reading())
 
     def _release(self, flight: Flight) -> None:
         self._slots.release(flight)
@@ -194,89 +259,96 @@ class Batcher:
     # ---- One token further ---------------------------------------------------------------------------------
 
     def _advance(self) -> list[Event]:
-        logits = self._slots.step(self._last_tokens())
+        live = [(flight, flight.live) for flight in self._flights.values()]
+        wary = [row for _, strands in live for row, _, line in strands if line is not None and line.trail]
+        states = {row: self._slots.state(row) for row in wary}
+        logits, attention = self._slots.step(self._last_tokens(live))
         broken = (~torch.isfinite(logits.sum(1))).tolist()  # a sum is finite only if all that it adds up is
-        failed = [f for f in self._flights.values() if any(broken[row] for row in f.rows[: len(f.paths)])]
-        self._extend([f for f in self._flights.values() if f not in failed], logits)
+        failed = [flight for flight, strands in live if any(broken[row] for row, _, _ in strands)]
+        sound = [(flight, strands) for flight, strands in live if flight not in failed] if failed else live
+        self._extend(sound, logits, attention, states)
         events: list[Event] = []
-        for flight in list(self._flights.values()):
+        for flight, _ in live:
             if flight in failed:
                 events.append(Failed(flight.request.id, _NOT_A_NUMBER))
-            else:
-                events += flight.finish() if flight.done else flight.progress()
-            if flight in failed or flight.done:
+                self._readings.forget(flight.request.conversation)
                 self._release(flight)
+            elif flight.done:
+                events += self._finish(flight)
+                self._release(flight)
+            else:
+                events += flight.progress()
         return events
 
-    def _last_tokens(self) -> list[int]:
-        """The token that each row in use reads next; rows that a beam does not use read anything."""
+    def _finish(self, flight: Flight) -> list[Event]:
+        """The end of a reply whose search is over."""
+        candidates, options = flight.search.candidates(), flight.request.options
+        if reranks(options):
+            candidates = self._rerankers.rerank(candidates, flight.conversation[-1], options)
+            if not all(math.isfinite(candidate.score) for candidate in candidates):
+                return [Failed(flight.request.id, _NOT_A_NUMBER)]
+        return flight.finish(candidates)
+
+    def _last_tokens(self, live: Live) -> list[int]:
+        """The token that each row in use reads next; rows without a live path read anything."""
         agent = self._bundle.tokenizer.agent_id
         tokens = [agent] * (self._rows - self._slots.free)
-        for flight in self._flights.values():
-            for row, path in zip(flight.rows, flight.paths, strict=False):
+        for _, strands in live:
+            for row, path, _ in strands:
                 tokens[row] = path.ids[-1] if path.ids else agent
         return tokens
 
-    def _extend(self, flights: Sequence[Flight], logits: Tensor) -> None:
-        """Choose the next token of every path of ``flights`` from ``logits`` (rows in use, V)."""
-        paths: list[Path] = []
-        rows: list[int] = []
-        spans: list[slice] = []
-        for flight in flights:
-            own = flight.paths
-            spans.append(slice(len(paths), len(paths) + len(own)))
-            paths += own
-            rows += flight.rows[: len(own)]
-        if not paths:
+    def _extend(self, live: Live, logits: Tensor, attention: Tensor, states: Mapping[int, Tensor]) -> None:
+        """Choose the next token of every path from ``logits`` (rows in use, V).
+
+        ``attention`` (rows in use, M) is what the rows have looked at; ``states`` holds, by row, what lines
+        that may go back have come from.
+        """
+        every = [strand for _, strands in live for strand in strands]
+        if not every:
             return
+        rows = [strand.row for strand in every]
         logits = logits[rows]
         logprobs = logits.log_softmax(1)
-        scores = constrain(logits, logprobs, paths)
-        self._extend_lines(
-            [(f, span.start) for f, span in zip(flights, spans, strict=True)], scores, logprobs
-        )
-        self._extend_beams(list(zip(flights, spans, strict=True)), scores, logprobs)
-
-    def _extend_lines(self, flights: Sequence[tuple[Flight, int]], scores: Tensor, logprobs: Tensor) -> None:
-        """Greedy and sampled replies; each flight comes with its row of ``scores`` and ``logprobs``."""
-        lines = [(f.search, row, f.request.options) for f, row in flights if isinstance(f.search, Line)]
-        greedy = [(line, row) for line, row, options in lines if options.decoding == "greedy"]
-        sampled = [(line, row, options) for line, row, options in lines if options.decoding == "sample"]
-        chosen = [(line, row) for line, row in greedy] + [(line, row) for line, row, _ in sampled]
-        if not chosen:
-            return
-        tokens = []
-        if greedy:
-            tokens.append(choose_likeliest(scores[[row for _, row in greedy]]))
-        if sampled:
-            options = [options for _, _, options in sampled]
-            chance = uniforms(
-                torch.tensor([o.seed or 0 for o in options], device=self._device),
-                torch.tensor([len(line.ids) for line, _, _ in sampled], device=self._device),
-            )
-            sampling = Sampling.of(options, scores.shape[1], self._device)
-            tokens.append(choose_sampled(scores[[row for _, row, _ in sampled]], chance, sampling))
-        token = torch.cat(tokens)
-        logprob = logprobs[[row for _, row in chosen], token].tolist()
-        for (line, _), t, p in zip(chosen, token.tolist(), logprob, strict=True):
-            line.append(t, p)
-
-    def _extend_beams(
-        self, flights: Sequence[tuple[Flight, slice]], scores: Tensor, logprobs: Tensor
-    ) -> None:
-        """Beams; the decoder states of all of them are rearranged at once."""
-        targets: list[int] = []
-        sources: list[int] = []
-        for flight, span in flights:
+        scores = constrain(logits, logprobs, [strand.path for strand in every])
+        growing: list[Growing] = []
+        moved: list[tuple[int, int]] = []
+        first = 0
+        for flight, strands in live:
+            span = slice(first, first + len(strands))
+            looks = attention[rows[span]] if flight.looks else None
+            notes = flight.notes(logprobs[span], looks) if flight.takes_notes else None
             if isinstance(flight.search, Beam):
-                parents = flight.search.advance(scores[span], logprobs[span])
-                targets += flight.rows[: len(parents)]
-                sources += [flight.rows[parent] for parent in parents]
-        self._slots.copy_states(targets, sources)
+                seen = flight.seen(looks)
+                parents = flight.search.advance(scores[span], logprobs[span], seen, notes)
+                moved += zip(flight.rows, (flight.rows[parent] for parent in parents), strict=False)
+            else:
+                growing += flight.growing(strands, first, notes)
+            first = span.stop
+        # The decoder states of all beams are rearranged at once.
+        self._slots.copy_states([target for target, _ in moved], [source for _, source in moved])
+        for row, state in extend_lines(growing, scores, logprobs, states):
+            self._slots.restore(row, state)
 
 
-def _rows_needed(request: ReplyRequest) -> int:
-    return request.options.beam_size if request.options.decoding == "beam" else 1
+def _search(
+    options: DecodingOptions, tokenizer: Tokenizer, own_turns: Sequence[Sequence[int]]
+) -> Lines | Beam:
+    if options.decoding == "beam":
+        return Beam(options, tokenizer.end_id, same=tokenizer.decode, keep_all=reranks(options))
+    seed = options.seed or 0
+    count = options.samples if options.decoding == "sample" else 1
+    earlier = EarlierReplies(own_turns, options.no_repeat_reply, tokenizer)
+    lines = [
+        Line(
+            tokenizer.end_id,
+            options.max_tokens,
+            derived_seed(seed, str(number)) if number else seed,
+            Trail(earlier) if earlier else None,
+        )
+        for number in range(count)
+    ]
+    return Lines(lines, same=tokenizer.decode)
 
 
 def _unreadable(request_id: str, error: Exception) -> Failed:

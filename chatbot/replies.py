@@ -18,18 +18,53 @@ class ReplyRequest:
     id: str
     turns: tuple[tuple[Role, str], ...]
     options: DecodingOptions
+    conversation: str = ""
+    """What the caller calls it, for the batcher to remember how far it has read; empty for no need."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """One of the N best replies of a beam search."""
+    """One of the N best replies of a beam search, or of several samples."""
 
     text: str
     token_ids: tuple[int, ...]
     logprob: float
     """The model's log-probability of the whole reply, natural logarithm."""
     score: float
-    """What the N best are ranked by: the log-probability that guided the search over the length penalty."""
+    """What the N best are ranked by; `docs/decoding.md` says how it is made up."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenAlternative:
+    """A token that was likely at some place of a reply."""
+
+    id: int
+    text: str
+    """With the space before it; the name of a special token."""
+    logprob: float
+    """The model's own, before any option acts on it, natural logarithm."""
+
+
+@dataclass(frozen=True, slots=True)
+class RememberedToken:
+    """A token of the conversation that a reply could look at."""
+
+    id: int
+    text: str
+    age: int
+    """In turns, 0 for the turn just before the reply; the oldest that the model tells apart stands for all
+    older ones.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """What a reply looked at."""
+
+    remembered: tuple[RememberedToken, ...]
+    """In the order of the conversation; of a long one, those that were looked at most."""
+    weights: tuple[tuple[float, ...], ...]
+    """For each token of the reply, a weight of each remembered token; 1 in all, if none is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +79,11 @@ class Reply:
     finish_reason: FinishReason
     seed: int
     alternatives: tuple[Alternative, ...]
-    """The N best of a beam search, best first: the first is this reply. Empty for greedy and sampling."""
+    """The N best of a beam search or of several samples, best first: the first is this reply. Else empty."""
+    top: tuple[tuple[TokenAlternative, ...], ...] = ()
+    """For each token, the likeliest at its place; empty unless asked for."""
+    attention: Attention | None = None
+    """None unless asked for."""
 
 
 @dataclass(frozen=True, slots=True)

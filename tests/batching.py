@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from chatbot.batcher import Batcher, Event, Failed, Finished, Piece, Reply, ReplyRequest
 from chatbot.config import ModelConfig
-from chatbot.model import Memory, Seq2Seq
+from chatbot.model import Context, Memory, Seq2Seq, Step
 from chatbot.model_directory import ModelBundle
 from chatbot.options import DecodingOptions
 from chatbot.tokenizer import Tokenizer
@@ -29,8 +30,40 @@ class Bigram(Seq2Seq):
         super().__init__(config)
         self.table = table
 
-    def step(self, tokens: Tensor, state: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        return self.table[tokens], state
+    def step(self, tokens: Tensor, state: Tensor, memory: Memory) -> Step:
+        return Step(self.table[tokens], state, memory.mask.double())
+
+
+class Tree(Seq2Seq):
+    """A model without structure: after every path another distribution over a few tokens, the same for the
+    same seed. It knows a path by its state alone, so a row that goes on from a wrong state is found out.
+    """
+
+    def __init__(self, config: ModelConfig, tokens: Sequence[int], seed: int, sharpness: float = 1.0) -> None:
+        super().__init__(config)
+        self.tokens, self.seed, self.sharpness = list(tokens), seed, sharpness
+
+    def start(self, context: Context) -> tuple[Tensor, Memory]:
+        return torch.zeros(len(context.state), 1, dtype=torch.float64), super().start(context)[1]
+
+    def step(self, tokens: Tensor, state: Tensor, memory: Memory) -> Step:
+        after = (state * 31 + tokens[:, None] + 1) % 2**31  # exact in a double
+        return Step(torch.stack([self.after(int(path)) for path in after]), after, memory.mask.double())
+
+    def after(self, path: int) -> Tensor:
+        """Logits (V,) after the path that a state stands for."""
+        rng = random.Random(f"{self.seed} {path}")
+        logits = torch.full((self.config.vocab_size,), ALMOST_NEVER, dtype=torch.float64)
+        for token in self.tokens:
+            logits[token] = rng.gauss(0, self.sharpness)
+        return logits
+
+    def following(self, ids: Sequence[int]) -> Tensor:
+        """The same after a reply that begins with ``ids``."""
+        path = 0
+        for token in (Tokenizer.agent_id, *ids):
+            path = (path * 31 + token + 1) % 2**31
+        return self.after(path)
 
 
 def bigram_table(size: int, probabilities: Probabilities) -> Tensor:

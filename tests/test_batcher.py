@@ -21,6 +21,7 @@ from chatbot.tokenizer import Tokenizer
 from chatbot.transcripts import Role
 from tests.batching import (
     Bigram,
+    Tree,
     ask,
     bigram_bundle,
     bigram_table,
@@ -31,6 +32,7 @@ from tests.batching import (
     replies,
     until_idle,
 )
+from tests.small import SMALL
 
 A, B, C = 36, 37, 38
 END, AGENT = Tokenizer.end_id, Tokenizer.agent_id
@@ -57,16 +59,30 @@ POOL = (
         "penalized", (("agent", "Hello"), ("user", "no")), decoding="sample", seed=3, repetition_penalty=2
     ),
     request("beam", LONG, decoding="beam", beam_size=4, n_best=3, length_penalty=1),
+    request("best", LONG, decoding="sample", seed=11, samples=3, n_best=3, attention=True),
+    request("noted", LONG, decoding="beam", coverage_penalty=0.5, top_alternatives=3, attention=True),
+    request("groups", LONG, decoding="beam", beam_size=4, beam_groups=2, n_best=4, group_penalty=1),
     request("pair", HELLO, decoding="beam", beam_size=2, n_best=2, max_tokens=9, diversity_penalty=0.5),
     request("prefixed", HELLO, decoding="beam", beam_size=3, prefix="Zoë la"),
 )
+
+SAID: Turns = tuple(
+    turn for word in ("A", "B", "C", "AB", "BA", "CA", "CB", "ACB") for turn in (*HELLO, ("agent", word))
+)
+WANDERERS = (
+    request("plain", HELLO, min_tokens=0),
+    request("three", HELLO, decoding="sample", seed=3, min_tokens=0, samples=3, n_best=3),
+    request("new-three", SAID + HELLO, decoding="sample", seed=5, min_tokens=0, samples=3, no_repeat_reply=1),
+    request("new", SAID + HELLO, min_tokens=0, no_repeat_reply=1),
+    request("newer", SAID + HELLO, decoding="sample", seed=3, min_tokens=0, no_repeat_reply=1),
+    request("newest", SAID + HELLO, decoding="beam", beam_size=3, min_tokens=0, no_repeat_reply=1),
+)
+"""Requests to a `Tree`, whose rows must go on from the right states."""
 
 
 @pytest.fixture(scope="module")
 def lively(tiny_tokenizer: Tokenizer) -> ModelBundle:
     """An untrained model in float64 whose distributions are sharp enough to differ and which does end."""
-    from tests.small import SMALL
-
     torch.manual_seed(3)
     model = Seq2Seq(SMALL.model_copy(update={"vocab_size": tiny_tokenizer.vocab_size})).double()
     with torch.no_grad():
@@ -77,13 +93,20 @@ def lively(tiny_tokenizer: Tokenizer) -> ModelBundle:
 
 
 @pytest.fixture(scope="module")
+def wayward(tiny_tokenizer: Tokenizer) -> ModelBundle:
+    """Every path of it is another."""
+    config = SMALL.model_copy(update={"vocab_size": tiny_tokenizer.vocab_size})
+    return bundle_of(Tree(config, [A, B, C, END], 6), tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
 def solo(lively: ModelBundle) -> dict[str, Reply]:
     return {one.id: replies(drain(Batcher(lively), one))[one.id] for one in POOL}
 
 
 def test_the_pool_is_worth_batching(solo: dict[str, Reply]) -> None:
     assert {reply.finish_reason for reply in solo.values()} == {"stop", "length"}
-    assert len({reply.token_ids for reply in solo.values()}) >= len(POOL) - 1
+    assert len({(reply.token_ids, reply.alternatives) for reply in solo.values()}) >= len(POOL) - 2
     assert len({len(reply.token_ids) for reply in solo.values()}) > 3
 
 
@@ -99,24 +122,48 @@ ACTIONS = st.lists(
 
 
 @settings(max_examples=40, deadline=None)
-@given(ACTIONS, st.sampled_from([4, 7, 64]))
+@given(
+    ACTIONS, st.sampled_from([4, 7, 64]), st.sampled_from([None, 1, 20]), st.sampled_from([0, 9000, 10**6])
+)
 def test_any_interleaving_equals_a_solo_run(
-    lively: ModelBundle, solo: dict[str, Reply], actions: list[tuple[str, int]], rows: int
+    lively: ModelBundle,
+    solo: dict[str, Reply],
+    actions: list[tuple[str, int]],
+    rows: int,
+    reading: int | None,
+    kept: int,
 ) -> None:
-    batcher = Batcher(lively, rows=rows)
+    """However much is read at a time and whatever is kept: some of the pool go on where others were."""
+    pool = [replace(one, conversation=str(number % 3)) for number, one in enumerate(POOL)]
+    interleave(Batcher(lively, rows=rows, reading=reading, kept=kept), pool, solo, actions)
+
+
+@settings(max_examples=40, deadline=None)
+@given(ACTIONS, st.sampled_from([4, 7, 64]))
+def test_any_interleaving_equals_a_solo_run_where_paths_go_their_own_ways(
+    wayward: ModelBundle, actions: list[tuple[str, int]], rows: int
+) -> None:
+    alone = {one.id: replies(drain(Batcher(wayward), one))[one.id] for one in WANDERERS}
+    interleave(Batcher(wayward, rows=rows), WANDERERS, alone, actions)
+
+
+def interleave(
+    batcher: Batcher, pool: Sequence[ReplyRequest], alone: dict[str, Reply], actions: list[tuple[str, int]]
+) -> None:
+    """Submit, cancel and step as ``actions`` say; whoever gets to the end has the reply that it has alone."""
     under_way: set[str] = set()
     events: list[Event] = []
     copies = 0
     for action, number in [*actions, ("step", 10_000)]:
-        name = POOL[number % len(POOL)].id
+        one = pool[number % len(pool)]
         if action == "submit":
             copies += 1
-            batcher.submit(replace(POOL[number], id=f"{name} {copies}"))
-            under_way.add(f"{name} {copies}")
+            batcher.submit(replace(one, id=f"{one.id} {copies}"))
+            under_way.add(f"{one.id} {copies}")
         elif action == "cancel":
-            same_kind = sorted(one for one in under_way if one.split()[0] == name)
-            for one in same_kind[:1]:
-                batcher.cancel(one)
+            same_kind = sorted(each for each in under_way if each.split()[0] == one.id)
+            for each in same_kind[:1]:
+                batcher.cancel(each)
         else:
             for _ in range(number):
                 if batcher.idle:
@@ -129,7 +176,7 @@ def test_any_interleaving_equals_a_solo_run(
     assert not failures(events)
     assert len(replies(events)) == copies
     for name, reply in replies(events).items():
-        same_as(reply, solo[name.split()[0]])
+        same_as(reply, alone[name.split()[0]])
 
 
 def same_as(reply: Reply, alone: Reply) -> None:
@@ -147,6 +194,14 @@ def same_as(reply: Reply, alone: Reply) -> None:
     assert reply.logprobs == pytest.approx(alone.logprobs)
     assert [a.token_ids for a in reply.alternatives] == [a.token_ids for a in alone.alternatives]
     assert [a.score for a in reply.alternatives] == pytest.approx([a.score for a in alone.alternatives])
+    assert [[a.id for a in place] for place in reply.top] == [[a.id for a in place] for place in alone.top]
+    assert [a.logprob for place in reply.top for a in place] == pytest.approx(
+        [a.logprob for place in alone.top for a in place]
+    )
+    assert (reply.attention is None) == (alone.attention is None)
+    if reply.attention is not None and alone.attention is not None:
+        assert reply.attention.remembered == alone.attention.remembered
+        assert sum(reply.attention.weights, ()) == pytest.approx(sum(alone.attention.weights, ()))
 
 
 @pytest.mark.parametrize("one", POOL, ids=lambda one: one.id)
@@ -162,7 +217,7 @@ def test_a_reply_is_what_the_model_says_of_it(
         for last, token, logprob in zip(
             [AGENT, *reply.token_ids], reply.token_ids, reply.logprobs, strict=False
         ):
-            logits, state = model.step(torch.tensor([last]), state, memory)
+            logits, state, _ = model.step(torch.tensor([last]), state, memory)
             assert logits.log_softmax(1)[0, token].item() == pytest.approx(logprob)
     assert reply.text == tokenizer.decode(reply.token_ids)
 
@@ -332,10 +387,12 @@ def test_a_text_that_cannot_be_read_fails_alone(endless: ModelBundle) -> None:
 class Squeamish(Bigram):
     """Refuses conversations of three turns."""
 
-    def encode_conversations(self, conversations: Sequence[Sequence[Sequence[int]]]) -> Context:
+    def encode_conversations(
+        self, conversations: Sequence[Sequence[Sequence[int]]], context: Context | None = None
+    ) -> Context:
         if any(len(conversation) == 3 for conversation in conversations):
             raise RuntimeError("three of what?")
-        return super().encode_conversations(conversations)
+        return super().encode_conversations(conversations, context)
 
 
 def test_a_conversation_that_cannot_be_encoded_fails_alone(
@@ -405,10 +462,11 @@ def memory_of(model: Seq2Seq, *lengths: int, fill: float = 0.5) -> tuple[Tensor,
     """States and memories that differ by row: row b is filled with ``fill + b``."""
     rows, width = len(lengths), max(lengths)
     values = fill + torch.arange(rows, dtype=torch.float32)
-    state = values[None, :, None].expand(model.config.decoder_layers, rows, model.config.hidden_size)
+    state = values[:, None].expand(rows, model.config.decoder_layers * model.config.hidden_size)
     keys = values[:, None, None].expand(rows, width, model.config.hidden_size)
     mask = torch.arange(width) < torch.tensor(lengths)[:, None]
-    return state, Memory(keys, torch.zeros(rows, width, dtype=torch.int64), mask)
+    nothing = torch.zeros(rows, width, dtype=torch.int64)
+    return state, Memory(keys, nothing, nothing, mask)
 
 
 def test_slots_step_every_row_as_if_it_were_alone(tiny_model: Seq2Seq) -> None:
@@ -425,13 +483,27 @@ def test_slots_step_every_row_as_if_it_were_alone(tiny_model: Seq2Seq) -> None:
         slots.add([late], [2], *memory_of(tiny_model, 4, fill=9.0))
         in_use = [holders[1], holders[3], late]
         assert sorted(row for holder in in_use for row in holder.rows) == list(range(6))
-        logits = slots.step([9] * 6)
+        logits, _ = slots.step([9] * 6)
         for holder, b in ((holders[1], 1), (holders[3], 3)):
-            alone, _ = tiny_model.step(
-                torch.tensor([9]), state[:, b : b + 1], Memory(*(value[b : b + 1] for value in memory))
+            alone, *_ = tiny_model.step(
+                torch.tensor([9]), state[b : b + 1], Memory(*(value[b : b + 1] for value in memory))
             )
             for row in holder.rows:
                 assert torch.allclose(logits[row], alone[0], atol=1e-5)
+
+
+def test_slots_keep_all_columns_up_to_the_last_that_counts(tiny_model: Seq2Seq) -> None:
+    """Not every encoder lets its decoder see everything that it remembers."""
+    slots = Slots(tiny_model, 2)
+    with torch.inference_mode():
+        state, memory = memory_of(tiny_model, 6, 3)
+        memory = memory._replace(keys=torch.randn(memory.keys.shape), mask=memory.mask.clone())
+        memory.mask[:, :2] = False
+        slots.add([Holder(), Holder()], [1, 1], state, memory)
+        expected = tiny_model.step(torch.tensor([9, 9]), state, memory)
+        logits, attention = slots.step([9, 9])
+        assert torch.allclose(logits, expected.logits, atol=1e-5)
+        assert torch.allclose(attention, expected.attention, atol=1e-5)
 
 
 def test_what_a_reply_leaves_in_its_row_does_not_reach_the_next(tiny_model: Seq2Seq) -> None:
@@ -441,7 +513,7 @@ def test_what_a_reply_leaves_in_its_row_does_not_reach_the_next(tiny_model: Seq2
         slots.release(first)
         slots.add([second], [1], *memory_of(tiny_model, 2))
         slots.add([third], [1], *memory_of(tiny_model, 6))
-        assert torch.isfinite(slots.step([9, 9])).all()
+        assert torch.isfinite(slots.step([9, 9])[0]).all()
 
 
 def test_states_are_all_read_before_any_is_replaced(tiny_model: Seq2Seq) -> None:
@@ -450,6 +522,6 @@ def test_states_are_all_read_before_any_is_replaced(tiny_model: Seq2Seq) -> None
         state, memory = memory_of(tiny_model, 2, 2, 2)
         slots.add([Holder(), Holder(), Holder()], [1, 1, 1], state, memory)
         slots.copy_states([0, 1, 2], [2, 0, 1])
-        expected, _ = tiny_model.step(torch.tensor([9, 9, 9]), state[:, [2, 0, 1]], memory)
-        assert torch.allclose(slots.step([9, 9, 9]), expected, atol=1e-5)
+        expected, *_ = tiny_model.step(torch.tensor([9, 9, 9]), state[[2, 0, 1]], memory)
+        assert torch.allclose(slots.step([9, 9, 9])[0], expected, atol=1e-5)
         assert not torch.allclose(expected, expected.roll(1, 0), atol=1e-5)
