@@ -39,6 +39,41 @@ def test_long_turns_are_clipped_and_long_dialogues_cut(tiny_tokenizer: Tokenizer
     assert len(corpus) > 30
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.lists(st.tuples(st.sampled_from(["user", "agent"]), st.integers(0, 9), st.integers(0, 1)))),
+    st.integers(2, 12),
+    st.integers(4, 40),
+)
+def test_it_is_what_one_turn_after_the_other_gives(
+    conversations: list[list[tuple[str, int, int]]], max_turn: int, max_dialogue: int
+) -> None:
+    transcripts = [
+        Transcript.model_validate(
+            {"id": f"{i}", "turns": [{"role": r, "text": "a" * n, "weight": w} for r, n, w in turns]}
+        )
+        for i, turns in enumerate(conversations)
+    ]
+    tokenizer = Tokenizer.train([], vocab_size=300)  # a token for each letter
+    found = corpus_of(transcripts, tokenizer, max_turn_tokens=max_turn, max_dialogue_tokens=max_dialogue)
+    lengths, replies, counts = [], [], []
+    for turns in conversations:
+        count = size = 0
+        for number, (role, letters, weight) in enumerate(turns):
+            length = min(max_turn, len(tokenizer.encode("a" * letters)) + 2)
+            if count and size + length > max_dialogue:
+                counts.append(count)
+                count = size = 0
+            replies.append(role == "agent" and weight > 0 and (count > 0 or number == 0))
+            lengths.append(length)
+            count, size = count + 1, size + length
+        counts += [count] if count else []
+    assert found.turn_lengths().tolist() == lengths
+    assert found.turn_is_reply.tolist() == replies
+    assert np.diff(found.dialogue_start).tolist() == counts
+    assert found.dialogue_replies().sum() == sum(replies)
+
+
 def test_turns_of_no_weight_are_context_only(tiny_tokenizer: Tokenizer) -> None:
     one = transcript("hi", "bad answer", "again", "good answer")
     turns = [one.turns[0], one.turns[1].model_copy(update={"weight": 0.0}), *one.turns[2:]]
@@ -93,6 +128,20 @@ def test_an_epoch_is_every_dialogue_once_under_the_budget(budget: int, seed: int
     assert all(len(part) == 1 or sizes[part].max() * len(part) <= budget for part in plan)
     again = plan_epoch(corpus, budget=budget, seed=seed, epoch=epoch)
     assert all(np.array_equal(a, b) for a, b in zip(plan, again, strict=True))
+
+
+def test_the_order_of_a_seed_never_changes() -> None:
+    """A later version that goes on with a run finds its place by a number."""
+    sizes = [5, 9, 4, 7, 30, 6, 8, 5, 12, 10]
+    corpus = Corpus(
+        tokens=np.zeros(sum(sizes), np.uint16),
+        turn_start=np.concatenate([[0], np.cumsum(sizes)]),
+        turn_is_reply=np.ones(len(sizes), np.bool_),
+        turn_weight=np.ones(len(sizes), np.float32),
+        dialogue_start=np.arange(len(sizes) + 1),
+    )
+    plan = plan_epoch(corpus, budget=24, seed=3, epoch=1)
+    assert [batch.tolist() for batch in plan] == [[8], [2, 0, 7, 5], [1, 9], [4], [3, 6]]
 
 
 def test_epochs_differ(tiny_tokenizer: Tokenizer) -> None:

@@ -112,7 +112,7 @@ def stepped_nll(bundle: ModelBundle, before: Sequence[Turn], reply: Turn) -> flo
     with torch.inference_mode():
         state, memory = bundle.model.start(bundle.model.encode_conversations([ids]))
         for token, following in pairwise(target):
-            logits, state = bundle.model.step(torch.tensor([token]), state, memory)
+            logits, state, _ = bundle.model.step(torch.tensor([token]), state, memory)
             total -= logits[0].log_softmax(0)[following].item()
     return total
 

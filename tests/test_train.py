@@ -12,18 +12,23 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from chatbot.model import Seq2Seq
 from chatbot.model_directory import load
+from chatbot.tokenizer import Tokenizer
 from chatbot.transcripts import write_transcripts
 from tests.small import SMALL, orders, transcript
 from training.__main__ import main
+from training.card import model_card
 from training.card_command import read_script
 from training.checkpoint import OtherModel
 from training.config import ConfigError, TrainConfig, load_config
+from training.mean import RunningMean
 from training.train import Diverged, NothingToLearn, Stopped, Trained, name_of, names_of, train
 
 SMALL_RUN: dict[str, Any] = {
@@ -88,6 +93,88 @@ def test_a_stopped_run_goes_on_to_the_same_losses(files: tuple[Path, Path], tmp_
     whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.parametrize("changes", [{"scheduled_sampling": 0.5}, {"positions": "one"}], ids=str)
+def test_a_variation_on_teacher_forcing_acts_and_learns(
+    files: tuple[Path, Path], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    run(files, tmp_path / "plain", max_steps=4)
+    run(files, tmp_path / "varied", max_steps=80, evaluate_every=80, checkpoint_minutes=5, **changes)
+    varied = losses(tmp_path / "varied")
+    assert sum(loss for _, loss in varied[-8:]) / 8 < 0.75 * varied[0][1]
+    assert varied[:4] != losses(tmp_path / "plain")
+
+
+def test_the_running_mean_is_sealed_and_resumed(files: tuple[Path, Path], tmp_path: Path) -> None:
+    whole = run(files, tmp_path / "whole", averaging=0.9)
+    always = Event()
+    always.set()
+    for step in range(1, 13):
+        with pytest.raises(Stopped):
+            run(files, tmp_path / "parts", resume=step > 1, stop=always, averaging=0.9)
+    parts = run(files, tmp_path / "parts", resume=True, averaging=0.9)
+    plain = run(files, tmp_path / "plain")
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, parts.model.state_dict()[name])
+    assert not torch.equal(whole.model.bias, plain.model.bias)
+    assert torch.equal(tensors(tmp_path / "whole")["model.bias"], tensors(tmp_path / "plain")["model.bias"])
+
+
+def test_the_running_mean_is_its_equation() -> None:
+    model = Seq2Seq(SMALL)
+    mean, expected = RunningMean(model, 0.5), model.bias.detach().clone()
+    for updates in range(12):
+        with torch.no_grad():
+            model.bias.add_(torch.randn(len(model.bias)))
+        mean.update(model, updates)
+        decay = min(0.5, (1 + updates) / (10 + updates))
+        expected = decay * expected + (1 - decay) * model.bias.detach()
+    torch.testing.assert_close(mean.model.bias, expected)
+
+
+def test_subword_dropout_shows_texts_in_many_spellings(files: tuple[Path, Path], tmp_path: Path) -> None:
+    plain, varied = tmp_path / "plain", tmp_path / "varied"
+    run(files, plain, max_steps=1)
+    run(files, varied, max_steps=1, subword_dropout=0.3, subword_copies=3)
+    sizes = [np.load(next((work / "corpus").glob("*/tokens.npy"))).size for work in (plain, varied)]
+    assert sizes[1] > 3.2 * sizes[0]  # three times as many texts, in more tokens
+    spellings = Tokenizer.from_json((varied / "tokenizer.json").read_text())
+    assert spellings.encode("green tea") == spellings.encode(
+        "green tea"
+    )  # the model's own leaves nothing out
+
+
+def test_a_run_may_begin_with_another_model(files: tuple[Path, Path], tmp_path: Path) -> None:
+    """With all that it knew; and with copying added, it knows hardly less before the first update."""
+    assert main(arguments(files, tmp_path / "base", "--set=max_steps=60")) == 0
+    base = load(tmp_path / "base")
+    (known,) = base.metrics["perplexity_word"].values()
+    for name, changes in (("same", {}), ("copying", {"copying": True})):
+        config = TrainConfig.model_validate(
+            SMALL_RUN | {"model": changes, "max_steps": 1, "learning_rate": 1e-9}
+        )
+        trained = train([files[0]], [files[1]], tmp_path / name, config, quiet=True, base=base)
+        assert trained.model.config.copying is bool(changes)
+        assert trained.model.config.hidden_size == SMALL.hidden_size
+        assert trained.tokenizer.to_json() == base.tokenizer.to_json()
+        (perplexity,) = trained.perplexity_word.values()
+        assert perplexity == pytest.approx(known, rel=0.25 if changes else 1e-4)
+
+
+def test_a_model_to_begin_with_keeps_its_sizes(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(files, tmp_path / "base", "--set=max_steps=2")) == 0
+    base = ["--base", str(tmp_path / "base")]
+    own = ["train", "--train", str(files[0]), "--dev", str(files[1]), "--set=max_steps=2", *base]
+    assert main([*own, "--out", str(tmp_path / "two"), "--set=final_replies=5"]) == 0
+    two, one = load(tmp_path / "two"), load(tmp_path / "base")
+    assert two.metrics["base"] == one.fingerprint
+    assert one.fingerprint in two.card
+    assert two.metrics["config"]["model"] == one.metrics["config"]["model"]
+    assert main([*own, "--out", str(tmp_path / "three"), "--set=model.hidden_size=20"]) == 1
+    assert "a model keeps its sizes" in capsys.readouterr().err
 
 
 def arguments(files: tuple[Path, Path], out: Path, *more: str) -> list[str]:
@@ -410,3 +497,8 @@ def test_a_model_sealed_again_keeps_its_fingerprint_and_shows_its_conversations(
     assert new.card.count("**Visitor:**") == new.card.count("**Turnwise:**") == 3
     assert main(["card", str(tmp_path / "nowhere"), "-o", str(tmp_path / "other")]) == 1
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_model_whose_run_left_no_word_has_a_card_all_the_same() -> None:
+    assert model_card({}, "# Mine\n").startswith("# Mine")
+    assert "Not stated" in model_card({})

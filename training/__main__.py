@@ -1,4 +1,4 @@
-"""``python -m training import | clean | train | evaluate | card``."""
+"""``python -m training import | clean | train | evaluate | baseline | card``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ COMMANDS = {
     "clean": "merge transcripts without duplicates, broken conversations and held-out ones",
     "train": "a model from scratch; also under torchrun",
     "evaluate": "perplexity, BLEU and more of a model on transcripts",
+    "baseline": "word perplexity of n-gram and feed-forward language models, to compare with",
     "card": "the same model sealed again with a card, defaults and conversations of your own",
 }
 

@@ -51,17 +51,17 @@ def in_order(corpus: Corpus, *, budget: int) -> list[NDArray[np.int64]]:
 
 def collate(corpus: Corpus, dialogues: Sequence[int] | NDArray[np.int64]) -> DialogueBatch:
     """A batch of the dialogues with these indices, on the CPU."""
-    turn_ids = [np.arange(corpus.dialogue_start[d], corpus.dialogue_start[d + 1]) for d in dialogues]
-    turns = np.concatenate(turn_ids)
-    counts = np.asarray([len(ids) for ids in turn_ids])
-    lengths = corpus.turn_start[turns + 1] - corpus.turn_start[turns]
+    chosen = np.asarray(dialogues, np.int64)
+    begins, ends = corpus.dialogue_start[chosen], corpus.dialogue_start[chosen + 1]
+    counts = ends - begins
+    first = np.cumsum(counts) - counts
     dialogue = np.repeat(np.arange(len(counts)), counts)
+    turns = np.arange(len(dialogue)) + (begins - first)[dialogue]
+    lengths = corpus.turn_start[turns + 1] - corpus.turn_start[turns]
     before = np.cumsum(lengths) - lengths
-    first = np.concatenate([[0], np.cumsum(counts)[:-1]])
     offset = before - before[first][dialogue]
-    ids = np.concatenate(
-        [corpus.tokens[corpus.turn_start[t[0]] : corpus.turn_start[t[-1] + 1]] for t in turn_ids]
-    )
+    bounds = zip(corpus.turn_start[begins].tolist(), corpus.turn_start[ends].tolist(), strict=True)
+    ids = np.concatenate([corpus.tokens[begin:end] for begin, end in bounds])
     flat, start = torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(before)
     packing = pack(torch.from_numpy(lengths))
     reply_turn = torch.from_numpy(np.flatnonzero(corpus.turn_is_reply[turns]))
@@ -129,8 +129,8 @@ def _fill(order: NDArray[np.int64], sizes: NDArray[np.int64], budget: int) -> li
     """Cut a list sorted by size into runs whose padded size, longest times count, stays within the budget."""
     batches: list[NDArray[np.int64]] = []
     start = 0
-    for end in range(1, len(order) + 1):
-        if end == len(order) or int(sizes[end]) * (end + 1 - start) > budget:
+    for end, size in enumerate(sizes[1:].tolist(), start=1):
+        if size * (end + 1 - start) > budget:
             batches.append(order[start:end])
             start = end
-    return batches
+    return [*batches, order[start:]] if len(order) else batches

@@ -5,26 +5,44 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from chatbot.config import ModelConfig
+
 UNSTATED = (
     "Not stated. Before you share this model, write down what it was trained on and under which licence."
 )
 
 
 def model_card(metrics: Mapping[str, Any], text: str = "") -> str:
-    """Markdown: the owner's ``text`` on data, licence and limits, then what the run itself knows."""
+    """Markdown: the owner's ``text`` on data, licence and limits, then what the run itself knows, if it left
+    word.
+    """
+    text = text.strip() or f"# A Turnwise model\n\n{UNSTATED}"
+    if "config" not in metrics:
+        return f"{text}\n"
     shape = metrics["config"]["model"]
     table = _table(metrics["dev"]) if metrics["dev"] else "No dev part was given."
-    return f"""{text.strip() or "# A Turnwise model" + chr(10) + chr(10) + UNSTATED}
+    begun = f", begun with {metrics['base']}" if "base" in metrics else ""
+    return f"""{text}
 
 ## The run
 
-- GRU encoder-decoder over conversations: {metrics["parameters"]:,} parameters
+- {_kind(shape)}: {metrics["parameters"]:,} parameters
 - embedding {shape["embedding_size"]}, hidden {shape["hidden_size"]}, memory {shape["memory_tokens"]} tokens
 - {metrics["steps"]:,} updates in {metrics["seconds"]:,.0f} s, best after {metrics["best_step"]:,}
-- seed {metrics["config"]["seed"]}, trained on {", ".join(metrics["train"])}
+- seed {metrics["config"]["seed"]}, trained on {", ".join(metrics["train"])}{begun}
 
 {table}
 """
+
+
+def _kind(shape: Mapping[str, Any]) -> str:
+    """What kind of model it is, in the words of its configuration."""
+    copying = " and copying" if shape.get("copying") else ""
+    cell, encoder = (
+        shape.get(field, ModelConfig.model_fields[field].default) for field in ("cell", "encoder")
+    )
+    attention = shape.get("attention", ModelConfig.model_fields["attention"].default)
+    return f"{cell} encoder-decoder over conversations (encoder {encoder}, attention {attention}{copying})"
 
 
 COLUMNS = {

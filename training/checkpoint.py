@@ -37,11 +37,15 @@ class Progress:
     waited: int = 0  # readings since
 
 
-def save(path: Path, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
-    """Replace the checkpoint at ``path``."""
+def save(
+    path: Path, model: nn.Module, optimizer: Optimizer, progress: Progress, mean: nn.Module | None = None
+) -> None:
+    """Replace the checkpoint at ``path``; ``mean`` is a running mean of the model's weights."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    if mean is not None:
+        tensors |= {f"mean.{name}": value for name, value in mean.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
@@ -70,14 +74,18 @@ def remove(path: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def load(path: Path, model: nn.Module, optimizer: Optimizer | None = None) -> Progress:
-    """Put a run back to where it was: weights, and with ``optimizer`` also its moments.
+def load(
+    path: Path, model: nn.Module, optimizer: Optimizer | None = None, mean: nn.Module | None = None
+) -> Progress:
+    """Put a run back to where it was: weights, and with ``optimizer`` and ``mean`` also those.
 
     Raises `OtherModel` when the weights are of another shape.
     """
     tensors = load_file(path / "tensors.safetensors")
     try:
         model.load_state_dict(_under(tensors, "model."))
+        if mean is not None:  # where a run without one goes on with one, it begins there
+            mean.load_state_dict(_under(tensors, "mean.") or _under(tensors, "model."))
     except RuntimeError:
         raise OtherModel(
             f"{path} holds a model of another shape: resume with the settings it was begun with"

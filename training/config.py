@@ -58,6 +58,16 @@ class TrainConfig(BaseModel):
     """Largest norm of the whole gradient (Pascanu et al. 2013)."""
     label_smoothing: Share = 0.0
     """Of the training loss; perplexities are always without."""
+    subword_dropout: Share = 0.0
+    """Probability that a merge of the tokenizer is left out in a training text."""
+    subword_copies: Annotated[int, Field(ge=1, le=100)] = 1
+    """Times that every training text is tokenized, which then make up an epoch; for ``subword_dropout``."""
+    averaging: Share = 0.0
+    """Decay of the running mean of the weights, which then is the model; 0 takes the weights themselves."""
+    scheduled_sampling: Share = 0.0
+    """Share of a reply's inputs that are the model's own choices at the end of the run; it rises from 0."""
+    positions: Literal["all", "one"] = "all"
+    """Whether a loss is taken at all tokens of a reply, or at one drawn anew for each update."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of matrix products; auto takes bf16 where the device multiplies it faster."""
     device: str = "auto"

@@ -1,21 +1,26 @@
 """A tokenized corpus: transcripts read once, their ids kept in memory-mapped arrays.
 
 Training works on this form only. It is built aside and renamed, and found again by the hash of its sources
-and its tokenizer, so a resumed or repeated run starts at once and reads no text.
+and its tokenizer, so a resumed or repeated run starts at once and reads no text. It is built as a stream:
+memory holds one group of conversations, however long the files are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from chatbot.tokenizer import Tokenizer, clip_turn
@@ -23,15 +28,19 @@ from chatbot.transcripts import Role, Transcript, read_transcripts
 
 FORMAT = 1
 """Raised when the arrays change their meaning, so that no old cache is read as a new one."""
-READ_AHEAD = 2048
-"""Conversations that are tokenized together."""
+READ_AHEAD = 1 << 20
+"""Characters that are tokenized together: enough work for every core, little memory."""
+TURN_COST = 64
+"""Characters that a turn counts for besides its own, so that very short ones do not add up to much memory."""
+BLOCK = 1 << 10
+"""Conversations whose turns are counted together."""
 
 
 @dataclass(frozen=True)
 class Corpus:
     """N turns of D conversations, P tokens."""
 
-    tokens: NDArray[np.uint32]  # (P,) ids in the form of `Tokenizer.encode_turn`
+    tokens: NDArray[np.unsignedinteger[Any]]  # (P,) ids in the form of `Tokenizer.encode_turn`
     turn_start: NDArray[np.int64]  # (N + 1,) first token of each turn
     turn_is_reply: NDArray[np.bool_]  # (N,) an agent's turn that is to be learned
     turn_weight: NDArray[np.float32]  # (N,)
@@ -50,8 +59,12 @@ class Corpus:
 
     def dialogue_replies(self) -> NDArray[np.int64]:
         """Replies to be learned in each conversation, (D,)."""
-        seen = np.concatenate([[0], np.cumsum(self.turn_is_reply, dtype=np.int64)])
-        return np.diff(seen[self.dialogue_start])
+        found = np.empty(len(self), np.int64)
+        for first in range(0, len(self), BLOCK):  # numpy would widen the flags of all turns at once
+            bounds = self.dialogue_start[first : first + BLOCK + 1]
+            flags = self.turn_is_reply[bounds[0] : bounds[-1]]
+            found[first : first + BLOCK] = np.add.reduceat(flags, bounds[:-1] - bounds[0], dtype=np.int64)
+        return found
 
     def turn_lengths(self) -> NDArray[np.int64]:
         """Tokens of each turn, (N,)."""
@@ -76,13 +89,20 @@ def open_corpus(
         aside = Path(tempfile.mkdtemp(dir=cache, prefix=".building-"))
         try:
             transcripts = (transcript for file in files for transcript in read_transcripts(file))
-            _build(aside, transcripts, tokenizer, max_turn_tokens, max_dialogue_tokens)
+            build_corpus(
+                aside,
+                transcripts,
+                tokenizer,
+                max_turn_tokens=max_turn_tokens,
+                max_dialogue_tokens=max_dialogue_tokens,
+            )
             aside.rename(place)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             if not place.exists():  # another process may have built the same one meanwhile
                 raise
-    return Corpus(*(np.load(place / f"{name}.npy", mmap_mode="r") for name in _ARRAYS))
+    # Plain views: every slice of a memmap makes a memmap, which costs more than the few tokens it holds.
+    return Corpus(*(np.load(place / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in _ARRAYS))
 
 
 def corpus_of(
@@ -94,61 +114,128 @@ def corpus_of(
 ) -> Corpus:
     """The same, in memory."""
     with tempfile.TemporaryDirectory() as name:
-        _build(Path(name), transcripts, tokenizer, max_turn_tokens, max_dialogue_tokens)
+        build_corpus(
+            Path(name),
+            transcripts,
+            tokenizer,
+            max_turn_tokens=max_turn_tokens,
+            max_dialogue_tokens=max_dialogue_tokens,
+        )
         return Corpus(*(np.load(Path(name) / f"{array}.npy") for array in _ARRAYS))
 
 
 _ARRAYS = tuple(Corpus.__dataclass_fields__)
 
 
-def _build(
-    place: Path, transcripts: Iterable[Transcript], tokenizer: Tokenizer, max_turn: int, max_dialogue: int
+def build_corpus(
+    place: Path,
+    transcripts: Iterable[Transcript],
+    tokenizer: Tokenizer,
+    *,
+    max_turn_tokens: int,
+    max_dialogue_tokens: int,
 ) -> None:
-    """Stream the arrays to disk: memory stays bounded by the turns' bookkeeping, not by the tokens."""
-    lengths: list[int] = []
-    reply: list[bool] = []
-    weights: list[float] = []
-    turns_of: list[int] = []
-    with (place / "tokens.bin").open("wb") as raw:
-        for transcript, turns in _tokenized(transcripts, tokenizer, max_turn):
-            count = size = 0
-            for turn, ids in zip(transcript.turns, turns, strict=True):
-                if count and size + len(ids) > max_dialogue:  # a very long one is cut between turns
-                    turns_of.append(count)
-                    count = size = 0
-                np.asarray(ids, np.uint32).tofile(raw)
-                lengths.append(len(ids))
-                reply.append(
-                    turn.role == "agent" and turn.weight > 0 and (count > 0 or transcript.turns[0] is turn)
-                )
-                weights.append(turn.weight)
-                count, size = count + 1, size + len(ids)
-            if count:
-                turns_of.append(count)
-    total = sum(lengths)
-    arrays = {
-        "tokens": np.memmap(place / "tokens.bin", np.uint32, "r", shape=(total,))
-        if total
-        else np.zeros(0, np.uint32),
-        "turn_start": np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
-        "turn_is_reply": np.asarray(reply, np.bool_),
-        "turn_weight": np.asarray(weights, np.float32),
-        "dialogue_start": np.concatenate([[0], np.cumsum(turns_of, dtype=np.int64)]).astype(np.int64),
-    }
-    for name, array in arrays.items():
-        np.save(place / f"{name}.npy", array)
-    (place / "tokens.bin").unlink()
+    """Write the arrays of a `Corpus` into the directory ``place``, one ``.npy`` file each."""
+    small = tokenizer.vocab_size <= 1 << 16
+    with ExitStack() as opened:
+
+        def column(name: str, kind: type[np.generic]) -> _Column:
+            return opened.enter_context(_Column(place / f"{name}.npy", kind))
+
+        tokens = column("tokens", np.uint16 if small else np.uint32)
+        turn_start, dialogue_start = column("turn_start", np.int64), column("dialogue_start", np.int64)
+        turn_is_reply, turn_weight = column("turn_is_reply", np.bool_), column("turn_weight", np.float32)
+        for starts in (turn_start, dialogue_start):
+            starts.append([0])
+        for group, turns in _tokenized(transcripts, tokenizer, max_turn_tokens):
+            lengths = np.fromiter(map(len, turns), np.int64, len(turns))
+            counts, begins = _cut(group, lengths, max_dialogue_tokens)
+            weights = np.asarray([turn.weight for t in group for turn in t.turns], np.float32)
+            by_agent = np.asarray([turn.role == "agent" for t in group for turn in t.turns], np.bool_)
+            turn_start.append(len(tokens) + np.cumsum(lengths))
+            dialogue_start.append(len(turn_weight) + np.cumsum(counts))
+            tokens.append(np.fromiter(chain.from_iterable(turns), tokens.kind, int(lengths.sum())))
+            turn_is_reply.append(by_agent & (weights > 0) & ~begins)
+            turn_weight.append(weights)
+
+
+class _Column:
+    """A one-dimensional ``.npy`` file that grows at its end."""
+
+    def __init__(self, path: Path, kind: type[np.generic]) -> None:
+        self.kind = np.dtype(kind)
+        self._length = 0
+        self._file: IO[bytes] = path.open("wb")
+        self._write_header()
+
+    def __enter__(self) -> _Column:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._file as file:
+            file.seek(0)
+            self._write_header()  # numpy leaves room in it for any length
+            file.flush()
+            os.fsync(file.fileno())
+
+    def __len__(self) -> int:
+        return self._length
+
+    def append(self, values: Any) -> None:
+        array = np.asarray(values, self.kind)
+        self._file.write(array.data)
+        self._length += len(array)
+
+    def _write_header(self) -> None:
+        shape = {"shape": (self._length,), "fortran_order": False, "descr": npy.dtype_to_descr(self.kind)}
+        npy.write_array_header_1_0(self._file, shape)
 
 
 def _tokenized(
     transcripts: Iterable[Transcript], tokenizer: Tokenizer, max_turn: int
-) -> Iterator[tuple[Transcript, list[list[int]]]]:
-    stream = iter(transcripts)
-    while group := list(islice(stream, READ_AHEAD)):
+) -> Iterator[tuple[list[Transcript], list[list[int]]]]:
+    """Groups of conversations with the ids of all their turns."""
+    for group in _grouped(transcripts):
         flat: list[tuple[Role, str]] = [(turn.role, turn.text) for t in group for turn in t.turns]
-        ids = iter(tokenizer.encode_turns(flat))
-        for transcript in group:
-            yield transcript, [clip_turn(next(ids), max_turn) for _ in transcript.turns]
+        yield group, [clip_turn(ids, max_turn) for ids in tokenizer.encode_turns(flat)]
+
+
+def _grouped(transcripts: Iterable[Transcript]) -> Iterator[list[Transcript]]:
+    group: list[Transcript] = []
+    size = 0
+    for transcript in transcripts:
+        group.append(transcript)
+        size += sum(TURN_COST + len(turn.text) for turn in transcript.turns)
+        if size >= READ_AHEAD:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _cut(
+    group: Sequence[Transcript], lengths: NDArray[np.int64], limit: int
+) -> tuple[list[int], NDArray[np.bool_]]:
+    """Turns of each dialogue of a group, where a very long conversation is several, and which turns begin a
+    later part: they answer nothing that is left.
+    """
+    counts: list[int] = []
+    begins = np.zeros(len(lengths), np.bool_)
+    end = 0
+    for transcript in group:
+        start, end, size = end, end + len(transcript.turns), 0
+        if int(lengths[start:end].sum()) > limit:
+            first = start
+            for turn, length in enumerate(lengths[start:end].tolist(), start):
+                if turn > first and size + length > limit:
+                    counts.append(turn - first)
+                    begins[turn] = True
+                    first, size = turn, 0
+                size += length
+            start = first
+        if end > start:
+            counts.append(end - start)
+    return counts, begins
 
 
 def _key(files: Sequence[Path], tokenizer: Tokenizer, *limits: int) -> str:

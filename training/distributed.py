@@ -2,7 +2,8 @@
 
 Under ``torchrun`` the environment names rank and size; without it there is one process and every call here is
 free. The loss is normalized by the weight of the whole batch, so any number of processes gives the same
-update, to rounding.
+update, to rounding. When one of them dies, the others fail at the next sum, and torchrun may start all of
+them again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,16 @@ class World:
             parameter.grad = part.view_as(parameter)
 
 
+def launch() -> str | None:
+    """What tells this torchrun from any other, the same for processes that it starts again; None without
+    one.
+    """
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    if name == "none":  # torchrun's default, the same for every launch
+        return f"{os.uname().nodename} {os.getppid()}"
+    return name
+
+
 @contextmanager
 def join_world(device: str) -> Iterator[World]:
     """The world that torchrun's environment describes; NCCL between GPUs, gloo otherwise."""
@@ -59,8 +72,22 @@ def join_world(device: str) -> Iterator[World]:
         yield World()
         return
     gpus = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    distributed.init_process_group("nccl" if gpus else "gloo")
+    store, rank, _ = next(rendezvous("env://"))
+    distributed.init_process_group(
+        "nccl" if gpus else "gloo", store=PrefixStore(_round(), store), rank=rank, world_size=size
+    )
     try:
-        yield World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+        yield World(rank, size, int(os.environ.get("LOCAL_RANK", "0")))
     finally:
         distributed.destroy_process_group()
+
+
+def _round() -> str:
+    """Where in torchrun's store the processes leave their addresses for each other.
+
+    torchrun keeps the store when it starts them again, with the addresses of the dead ones in it
+    (pytorch/pytorch#135712). On one machine they all know how often that happened; the launchers of several
+    machines each count for themselves.
+    """
+    alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    return f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}" if alone else "any"

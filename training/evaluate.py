@@ -29,9 +29,10 @@ from sacrebleu.metrics.chrf import CHRF
 from tqdm import tqdm
 
 from chatbot.batcher import Batcher, BatcherFull, Failed, Finished, Reply, ReplyRequest
+from chatbot.decoder import Bundle
 from chatbot.decoding import derived_seed
-from chatbot.model_directory import ModelBundle
 from chatbot.options import DecodingOptions
+from chatbot.reranking import Rerankers
 from chatbot.tokenizer import Tokenizer, clip_turn
 from chatbot.transcripts import Role, Transcript
 from training.batches import collate, in_order
@@ -112,31 +113,42 @@ class Measured:
 
 
 def evaluate(
-    bundle: ModelBundle,
+    bundle: Bundle,
     transcripts: Sequence[Transcript],
     *,
     options: DecodingOptions | None = None,
     max_replies: int | None = None,
+    rerankers: Rerankers | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """All figures of ``bundle`` on ``transcripts``, in whatever order. Arguments as those of `measure`."""
-    measured = measure(bundle, transcripts, options=options, max_replies=max_replies, progress=progress)
-    return summarize(measured)
+    return summarize(
+        measure(
+            bundle,
+            transcripts,
+            options=options,
+            max_replies=max_replies,
+            rerankers=rerankers,
+            progress=progress,
+        )
+    )
 
 
 def measure(
-    bundle: ModelBundle,
+    bundle: Bundle,
     transcripts: Sequence[Transcript],
     *,
     options: DecodingOptions | None = None,
     max_replies: int | None = None,
+    rerankers: Rerankers | None = None,
     progress: bool = False,
 ) -> list[Measured]:
     """Loss, and reply where wanted, of every reference, in the order of the transcripts.
 
     ``options`` decode the replies (greedy unless given) to at most ``max_replies`` references, chosen by
     their names alone, 0 for none. Every sampled reply has a seed of its own, derived from that of the
-    options (0 unless given). Raises `NothingToEvaluate` and `ReplyFailed`.
+    options (0 unless given). ``rerankers`` are the models that `mmi_lambda` and
+    `mmi_reverse` need. Raises `NothingToEvaluate` and `ReplyFailed`.
     """
     tokenizer = bundle.tokenizer
     references = find_references(transcripts, tokenizer, bundle.config.max_turn_tokens)
@@ -148,11 +160,11 @@ def measure(
     if chosen:
         options = plain_greedy(bundle) if options is None else options
         requests = (_request(index, references[index], transcripts, options) for index in chosen)
-        replies = dict(generate(bundle, requests, total=len(chosen), progress=progress))
+        replies = dict(generate(bundle, requests, rerankers=rerankers, total=len(chosen), progress=progress))
     return [Measured(ref, losses[i], replies.get(i)) for i, ref in enumerate(references)]
 
 
-def plain_greedy(bundle: ModelBundle) -> DecodingOptions:
+def plain_greedy(bundle: Bundle) -> DecodingOptions:
     """Greedy, without the model's own defaults, so that models compare; as long as turns it reads."""
     longest = min(bundle.config.max_turn_tokens - 1, DecodingOptions.highest("max_tokens"))
     return DecodingOptions(decoding="greedy", max_tokens=longest)
@@ -187,7 +199,7 @@ def find_references(
 
 
 def reply_losses(
-    bundle: ModelBundle,
+    bundle: Bundle,
     transcripts: Sequence[Transcript],
     references: Sequence[Reference],
     *,
@@ -280,10 +292,15 @@ def choose(references: Sequence[Reference], at_most: int | None) -> list[int]:
 
 
 def generate(
-    bundle: ModelBundle, requests: Iterable[ReplyRequest], *, total: int | None = None, progress: bool = False
+    bundle: Bundle,
+    requests: Iterable[ReplyRequest],
+    *,
+    rerankers: Rerankers | None = None,
+    total: int | None = None,
+    progress: bool = False,
 ) -> Iterator[tuple[int, Reply]]:
     """``(number, reply)`` as they finish; a request's id is its number. Raises `ReplyFailed`."""
-    batcher = Batcher(bundle)
+    batcher = Batcher(bundle, rerankers=rerankers)
     queue = iter(requests)
     held: ReplyRequest | None = None
     with tqdm(total=total, unit=" replies", disable=not progress) as bar:

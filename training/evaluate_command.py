@@ -10,14 +10,24 @@ from typing import Any
 
 import torch
 
-from chatbot.cli import add_options, given_options
-from chatbot.model_directory import ModelDirectoryError, find_model, load
+from chatbot.cli import add_company, add_options, given_options, load_rerankers, load_together
+from chatbot.decoder import TokenizersDiffer
+from chatbot.model_directory import ModelDirectoryError
 from chatbot.options import DecodingOptions, OptionError
 from chatbot.transcripts import TranscriptError, read_transcripts
 from training.device import choose_device
 from training.evaluate import Evaluation, NothingToEvaluate, ReplyFailed, measure, plain_greedy, summarize
 
 USAGE_ERROR = 2
+EXPECTED = (
+    ModelDirectoryError,
+    TokenizersDiffer,
+    TranscriptError,
+    NothingToEvaluate,
+    ReplyFailed,
+    OSError,
+)
+"""Troubles that are told in their own words."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="transcripts; several are measured together and apart",
     )
+    add_company(parser)
     add("--json", action="store_true", help="one JSON object on standard output")
     add("--device", default="auto", help="cpu, cuda, cuda:1 …; auto takes a GPU when there is one")
     some = parser.add_mutually_exclusive_group()
@@ -52,7 +63,14 @@ def run(args: argparse.Namespace) -> int:
     except OptionError as error:
         print(f"--{error.field.replace('_', '-')} {error.reason}", file=sys.stderr)
         return USAGE_ERROR
-    except (ModelDirectoryError, TranscriptError, NothingToEvaluate, ReplyFailed, OSError) as error:
+    except (
+        ModelDirectoryError,
+        TokenizersDiffer,
+        TranscriptError,
+        NothingToEvaluate,
+        ReplyFailed,
+        OSError,
+    ) as error:
         print(error, file=sys.stderr)
         return 1
     print(json.dumps(report, ensure_ascii=False) if args.json else _in_words(report))
@@ -64,18 +82,24 @@ def evaluate_files(args: argparse.Namespace) -> dict[str, Any]:
     overrides = given_options(args)
     device = _device(args.device)
     transcripts = [list(read_transcripts(file)) for file in args.files]
-    bundle = load(find_model(args.model), device=str(device))
+    bundle = load_together([args.model, *args.ensemble], device=str(device))
     options = DecodingOptions.merged(plain_greedy(bundle), overrides)
     options.require_vocabulary(bundle.config.vocab_size)
+    rerankers = load_rerankers(args, bundle, device=str(device))
+    rerankers.require(options)
     measured = measure(
         bundle,
         [transcript for part in transcripts for transcript in part],
         options=options,
         max_replies=0 if args.no_generate else args.max_replies,
+        rerankers=rerankers,
         progress=sys.stderr.isatty(),
     )
     report = summarize(measured).model_dump()
     report["model"] = bundle.fingerprint
+    for name, helper in (("language_model", rerankers.language_model), ("reverse_model", rerankers.reverse)):
+        if helper is not None:
+            report[name] = helper.fingerprint
     report["options"] = options.model_dump(mode="json") if report["generated"] else None
     if len(args.files) > 1:
         report["files"] = {}

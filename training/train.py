@@ -21,12 +21,15 @@ from threading import Event
 from typing import NoReturn
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from chatbot.config import ModelConfig
 from chatbot.model import DialogueBatch, Seq2Seq
+from chatbot.model_directory import ModelBundle
+from chatbot.options import DecodingOptions
 from chatbot.tokenizer import Tokenizer
 from chatbot.transcripts import read_transcripts, write_aside
 from training import checkpoint
@@ -36,7 +39,9 @@ from training.config import ConfigError, TrainConfig
 from training.corpus import Corpus, corpus_of, open_corpus
 from training.device import autocast, choose_device, choose_precision
 from training.distributed import World
+from training.exposure import one_position, with_own_inputs
 from training.loss import linear_cross_entropy
+from training.mean import RunningMean
 from training.words import count_words
 
 log = logging.getLogger(__name__)
@@ -79,6 +84,19 @@ class Trained:
     progress: Progress
     perplexity_word: dict[str, float]  # of each dev file
 
+    def bundle(self, path: Path) -> ModelBundle:
+        """The model as if it were sealed at ``path``, for evaluation."""
+        return ModelBundle(
+            path=path,
+            config=self.model.config,
+            model=self.model,
+            tokenizer=self.tokenizer,
+            defaults=DecodingOptions(),
+            metrics={},
+            card="",
+            fingerprint="",
+        )
+
 
 def train(
     files: Sequence[Path],
@@ -90,12 +108,14 @@ def train(
     quiet: bool = False,
     world: World | None = None,
     stop: Event | None = None,
+    base: ModelBundle | None = None,
 ) -> Trained:
     """Train in the directory ``work`` until the data, the time or the patience is at its end.
 
-    Raises TranscriptError for a malformed line, ConfigError for a device that is not there, `NothingToLearn`,
-    OtherModel for a checkpoint that does not fit, and `Stopped` when ``stop`` was set: the checkpoint it left
-    continues with ``resume``.
+    With ``base``, from its weights and with its tokenizer and shape, but for the fields of the shape that
+    ``config`` names; what those add starts anew. Raises TranscriptError for a malformed line, ConfigError for
+    a device that is not there, `NothingToLearn`, OtherModel for a checkpoint that does not fit, and `Stopped`
+    when ``stop`` was set: the checkpoint it left continues with ``resume``.
     """
     world = world or World()
     try:
@@ -106,7 +126,7 @@ def train(
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    resume, tokenizer, shape, corpus = _open(files, work, config, resume, world)
+    resume, tokenizer, shape, corpus = _open(files, work, config, resume, world, base)
     if not corpus.replies:
         raise NothingToLearn("no agent turn with a weight above zero in the training files")
     names = names_of(dev_files)
@@ -114,26 +134,48 @@ def train(
         _dev_set(file, name, tokenizer, shape.max_turn_tokens)
         for file, name in zip(dev_files, names, strict=True)
     ]
-    model = Seq2Seq(shape).to(device)
+    model = Seq2Seq(shape)
+    if base is not None:
+        _take_over(model, base)
+    model = model.to(device)
     optimizer = _optimizer(model, config, device)
+    mean = RunningMean(model, config.averaging) if config.averaging else None
     progress = Progress()
     if resume:
-        progress = checkpoint.load(work / "last", model, optimizer)
+        progress = checkpoint.load(work / "last", model, optimizer, mean.model if mean else None)
     run = _Run(
-        model, optimizer, corpus, dev, config, work, progress, dtype, device, quiet, world, stop or Event()
+        model,
+        mean,
+        optimizer,
+        corpus,
+        dev,
+        config,
+        work,
+        progress,
+        dtype,
+        device,
+        quiet,
+        world,
+        stop or Event(),
     )
     run.until_done()
     world.wait()
     if not checkpoint.exists(work / "best"):
         raise Diverged("the loss was never finite on the dev part: lower learning_rate")
     checkpoint.load(work / "best", model)
+    run.learned = model
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):  # without a dev part
         raise Diverged("the weights are no longer finite numbers: lower learning_rate")
     return Trained(model.eval(), tokenizer, progress, run.perplexities())
 
 
 def _open(
-    files: Sequence[Path], work: Path, config: TrainConfig, resume: bool, world: World
+    files: Sequence[Path],
+    work: Path,
+    config: TrainConfig,
+    resume: bool,
+    world: World,
+    base: ModelBundle | None,
 ) -> tuple[bool, Tokenizer, ModelConfig, Corpus]:
     """Whether a run is resumed, and its tokenizer, shape and corpus; the first process builds them."""
     if not world.first:
@@ -141,11 +183,12 @@ def _open(
     resume = resume and checkpoint.exists(work / "last")
     if world.first and not resume:
         _forget(work)
-    tokenizer = _tokenizer(files, work / "tokenizer.json", config)
-    shape = config.model.model_copy(update={"vocab_size": tokenizer.vocab_size})
+    tokenizer = _tokenizer(files, work / "tokenizer.json", config, base)
+    shape = _shape(config, tokenizer, base)
+    varied = tokenizer.with_dropout(config.subword_dropout) if config.subword_dropout else tokenizer
     corpus = open_corpus(
-        files,
-        tokenizer,
+        [*files] * config.subword_copies,
+        varied,
         cache=work / "corpus",
         max_turn_tokens=shape.max_turn_tokens,
         max_dialogue_tokens=config.max_dialogue_tokens,
@@ -163,6 +206,7 @@ class _Run:
     def __init__(
         self,
         model: Seq2Seq,
+        mean: RunningMean | None,
         optimizer: torch.optim.Optimizer,
         corpus: Corpus,
         dev: list[DevSet],
@@ -175,7 +219,8 @@ class _Run:
         world: World,
         stop: Event,
     ) -> None:
-        self.model, self.optimizer, self.corpus, self.dev = model, optimizer, corpus, dev
+        self.model, self.mean, self.optimizer, self.corpus, self.dev = model, mean, optimizer, corpus, dev
+        self.learned = mean.model if mean else model  # what the dev part is read with, and what is sealed
         self.config, self.work, self.progress = config, work, progress
         self.dtype, self.device, self.quiet, self.world, self.stop = dtype, device, quiet, world, stop
         self.total_steps = self._total_steps()
@@ -212,7 +257,7 @@ class _Run:
         began = time.perf_counter()
         torch.manual_seed(hash((self.config.seed, self.progress.step, self.world.rank)) & (2**63 - 1))
         self.model.train()
-        weights = token_weights(batch) if batch is not None else torch.zeros(0)
+        weights = self._weights(batch) if batch is not None else torch.zeros(0)
         total_weight = self.world.add(weights.sum().to(self.device, torch.float64)).item()
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.device)
@@ -224,6 +269,8 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * self._rate()
         self.optimizer.step()
+        if self.mean is not None:
+            self.mean.update(self.model, self.progress.step)
         value = self.world.add(loss.detach()).item()
         self.progress.step += 1
         self.progress.batch += 1
@@ -231,15 +278,23 @@ class _Run:
         self.progress.seconds += seconds
         return value, seconds
 
+    def _weights(self, batch: DialogueBatch) -> Tensor:
+        """Of each packed reply token, (Q,)."""
+        weights = token_weights(batch)
+        return weights * one_position(batch.replies) if self.config.positions == "one" else weights
+
     def _loss(self, batch: DialogueBatch, weights: Tensor) -> Tensor:
         with autocast(self.device, self.dtype):
-            readouts = self.model(batch)
+            if self.config.scheduled_sampling:
+                batch = with_own_inputs(self.model, batch, self.config.scheduled_sampling * self._done())
+            readouts, copying = self.model(batch)
         loss, _ = linear_cross_entropy(
             readouts,
-            self.model.embedding.weight,
+            self.model.output_table,
             self.model.bias,
             batch.targets,
             weights,
+            copying=copying,
             smoothing=self.config.label_smoothing,
             dtype=self.dtype,
         )
@@ -334,7 +389,7 @@ class _Run:
         """Word perplexity of each dev file, exp(total negative log-likelihood / words), read by all
         processes.
         """
-        self.model.eval()
+        self.learned.eval()
         totals = torch.tensor(
             [self._negative_log_likelihood(d.corpus) for d in self.dev], dtype=torch.float64
         )
@@ -349,12 +404,15 @@ class _Run:
             for batch in prefetch(corpus, mine):
                 assert batch is not None
                 with autocast(self.device, self.dtype):
-                    total += self.model.token_losses(batch.to(self.device)).double().sum().item()
+                    total += self.learned.token_losses(batch.to(self.device)).double().sum().item()
         return total
 
     def _save(self, name: str) -> None:
         if self.world.first:
-            checkpoint.save(self.work / name, self.model, self.optimizer, self.progress)
+            model, mean = (self.learned, None) if name == "best" else (self.model, self.mean)
+            checkpoint.save(
+                self.work / name, model, self.optimizer, self.progress, mean.model if mean else None
+            )
         self.saved_at = self.progress.seconds
 
 
@@ -379,8 +437,31 @@ def _forget(work: Path) -> None:
     (work / "tokenizer.json").unlink(missing_ok=True)
 
 
-def _tokenizer(files: Sequence[Path], path: Path, config: TrainConfig) -> Tokenizer:
-    """The run's tokenizer: trained on the texts of the training part the first time, read back later."""
+def _shape(config: TrainConfig, tokenizer: Tokenizer, base: ModelBundle | None) -> ModelConfig:
+    chosen = {name: getattr(config.model, name) for name in config.model.model_fields_set}
+    values = (base.config.model_dump() if base else {}) | chosen | {"vocab_size": tokenizer.vocab_size}
+    try:
+        return ModelConfig(**values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"model: {e['msg']}" for e in error.errors())) from None
+
+
+def _take_over(model: Seq2Seq, base: ModelBundle) -> None:
+    """The weights of ``base``, where it has them; those of parts that it lacks stay as they began."""
+    own, given = model.state_dict(), base.model.state_dict()
+    for name in own.keys() & given.keys():
+        if own[name].shape != given[name].shape:
+            shapes = f"{tuple(given[name].shape)} in {base.path}, {tuple(own[name].shape)} as set"
+            raise ConfigError(f"model: {name} is {shapes}: a model keeps its sizes")
+    model.load_state_dict({**own, **{name: given[name] for name in own.keys() & given.keys()}})
+
+
+def _tokenizer(files: Sequence[Path], path: Path, config: TrainConfig, base: ModelBundle | None) -> Tokenizer:
+    """The run's tokenizer: the base's, or trained on the texts of the training part the first time and read
+    back later.
+    """
+    if base is not None:
+        return base.tokenizer
     if not path.exists():
         texts = (
             turn.text for file in files for transcript in read_transcripts(file) for turn in transcript.turns

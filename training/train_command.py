@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from chatbot.model_directory import ModelBundle, ModelDirectoryError, seal
+from chatbot.model_directory import ModelBundle, ModelDirectoryError, find_model, load, seal
 from chatbot.options import DecodingOptions
-from chatbot.transcripts import TranscriptError, read_transcripts
+from chatbot.transcripts import TranscriptError, read_transcripts, write_aside
 from training import checkpoint
 from training.card import model_card
 from training.config import ConfigError, TrainConfig, load_config
-from training.distributed import join_world
+from training.distributed import join_world, launch
 from training.evaluate import ReplyFailed, evaluate
 from training.train import Diverged, NothingToLearn, Stopped, Trained, names_of, train
 
@@ -62,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="one field, e.g. minutes=30"
     )
+    parser.add_argument(
+        "--base", type=Path, metavar="MODEL", help="begin with the weights, tokenizer and shape of this model"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in DIR.run")
     parser.add_argument(
         "--card", type=Path, metavar="FILE.md", help="text for the model card: data, licences, limits"
@@ -77,7 +80,13 @@ def run(args: argparse.Namespace) -> int:
     try:
         config = load_config(args.config, args.set)
         card = args.card.read_text("utf-8") if args.card else ""
-        work = _check_places(args)
+        work = args.out.parent / f"{args.out.name}.run"
+        resume = args.resume or _is_ours(work)
+        if args.out.exists() and _is_ours(work):  # killed between sealing and its end
+            print(f"{args.out} is sealed already", file=sys.stderr)
+            return 0
+        _check_places(args, work, resume)
+        base = load(find_model(args.base)) if args.base else None
         with join_world(config.device) as world:
             with _signals(stop):
                 trained = train(
@@ -85,13 +94,14 @@ def run(args: argparse.Namespace) -> int:
                     args.dev,
                     work,
                     config,
-                    resume=args.resume,
+                    resume=resume,
                     quiet=args.json,
                     world=world,
                     stop=stop,
+                    base=base,
                 )
             if world.first:
-                report = _seal(args.out, trained, config, card, args)
+                report = _seal(args.out, trained, config, card, args, base)
                 print(json.dumps(report) if args.json else _in_words(report))
     except Troubles as error:
         print(error, file=sys.stderr)
@@ -114,22 +124,37 @@ def _signals(stop: Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _check_places(args: argparse.Namespace) -> Path:
-    """Find out before the training what would spoil its end; returns where the run itself is kept."""
+def _check_places(args: argparse.Namespace, work: Path, resume: bool) -> None:
+    """Find out before the training what would spoil its end, then take ``work``, where the run is kept."""
     if args.out.exists():
         raise FileExistsError(f"{args.out} is there already: name another --out")
     missing = [str(file) for file in [*args.train, *args.dev] if not file.is_file()]
     if missing:
         raise FileNotFoundError(f"no such file: {', '.join(missing)}")
-    work: Path = args.out.with_name(f"{args.out.name}.run")
-    first = os.environ.get("RANK", "0") == "0"
-    if first and not args.resume and checkpoint.exists(work / "last"):
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if not resume and checkpoint.exists(work / "last"):
         raise FileExistsError(f"{work} holds a run: --resume continues it, or remove it")
-    return work
+    if (name := launch()) is not None and not _is_ours(work):
+        with write_aside(work / "launch") as stream:
+            stream.write(name.encode())
+
+
+def _is_ours(work: Path) -> bool:
+    """Whether this very torchrun began or took up the run in ``work``: what it starts again goes on, while a
+    new torchrun has to say --resume.
+    """
+    mark = work / "launch"
+    return mark.is_file() and mark.read_text("utf-8") == launch()
 
 
 def _seal(
-    out: Path, trained: Trained, config: TrainConfig, card: str, args: argparse.Namespace
+    out: Path,
+    trained: Trained,
+    config: TrainConfig,
+    card: str,
+    args: argparse.Namespace,
+    base: ModelBundle | None,
 ) -> dict[str, Any]:
     progress = trained.progress
     metrics = {
@@ -141,7 +166,8 @@ def _seal(
         "seconds": round(progress.seconds, 1),
         "parameters": sum(p.numel() for p in trained.model.parameters()),
         "train": [file.name for file in args.train],
-        "config": config.model_dump(mode="json"),
+        **({"base": base.fingerprint} if base else {}),
+        "config": config.model_dump(mode="json") | {"model": trained.model.config.model_dump(mode="json")},
     }
     fingerprint = seal(
         out,
@@ -161,16 +187,7 @@ def _seal(
 
 def _evaluations(trained: Trained, args: argparse.Namespace, config: TrainConfig) -> dict[str, Any]:
     """The full figures of each dev file, from greedy replies to a fixed sample of its turns."""
-    bundle = ModelBundle(
-        path=args.out,
-        config=trained.model.config,
-        model=trained.model,
-        tokenizer=trained.tokenizer,
-        defaults=DecodingOptions(),
-        metrics={},
-        card="",
-        fingerprint="",
-    )
+    bundle = trained.bundle(args.out)
     return {
         name: evaluate(
             bundle,
