@@ -79,7 +79,7 @@ def bare_steps(bundle: ModelBundle, rows: int) -> Callable[[], None]:
         with torch.inference_mode():
             state, memory = bundle.model.start(bundle.model.encode_conversations([[turn]] * rows))
             for _ in range(TOKENS):
-                _, state = bundle.model.step(tokens, state, memory)
+                _, state, _ = bundle.model.step(tokens, state, memory)
 
     return run
 

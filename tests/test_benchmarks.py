@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import decoding, training
+from benchmarks import decoding, joeynmt_peer, training
 from benchmarks.figures import interleaved
 
 KEYS = {"name", "value", "unit", "reference", "reference_is", "ratio"}
@@ -18,16 +18,48 @@ def figures(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_training_is_measured_beside_torchs_own_gru(
+def test_training_is_measured_beside_its_references(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = {"vocab_size": 50, "embedding_size": 8, "encoder_size": 4, "state_size": 8, "hidden_size": 8}
     monkeypatch.setattr(training, "MODEL_S", training.MODEL_S.model_copy(update=small))
+    monkeypatch.setattr(training, "GEMM", 64)
+    monkeypatch.setattr(training, "CONTEXTS", (20, 40))
+    monkeypatch.setattr(training, "BATCH_TOKENS", 700)
     monkeypatch.setattr(sys, "argv", ["benchmarks.training", "--runs", "1", "--device", "cpu"])
     training.main()
     found = figures(capsys)
-    assert [figure["name"] for figure in found] == ["training_fp32", "training_bf16"]
+    assert [figure["name"] for figure in found] == [
+        *["training_fp32"] * 2,
+        *["training_bf16"] * 2,
+        "training_dialogues_20",
+        "training_dialogues_40",
+    ]
     assert all(figure.keys() >= KEYS for figure in found)
+
+
+PEER = """
+import sys
+print("ready", flush=True)
+for _ in sys.stdin:
+    print("done", flush=True)
+    if sys.argv[1] == "1":
+        break
+"""
+
+
+def test_a_peer_takes_a_step_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "peer.py").write_text(PEER)
+    monkeypatch.setattr(joeynmt_peer, "__file__", str(tmp_path / "peer.py"))
+    lasting = joeynmt_peer.Peer(sys.executable, 2)
+    lasting.step()
+    lasting.step()
+    lasting.close()
+    ending = joeynmt_peer.Peer(sys.executable, 1)
+    ending.step()
+    with pytest.raises((RuntimeError, BrokenPipeError)):
+        ending.step()
+    ending.close()
 
 
 def test_decoding_is_measured_beside_the_bare_step(
