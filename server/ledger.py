@@ -1,18 +1,25 @@
-"""What conversations need of the store, in the protocol's words: a method is a trip to its thread.
+"""What conversations need of the store, in the protocol's words, from the event loop.
 
 The store keeps records; sessions speak of tokens, turns and replies. Whatever a client may not do, or what
-is not there, is a `Refusal` that carries the error to be sent. Nothing here belongs on the event loop.
+is not there, is a `Refusal` that carries the error to be sent. Reading is a trip to the store's threads;
+what is written waits for the writer's next commit, on no thread at all.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 from chatbot.transcripts import Role
+from server.offload import Offload
 from server.protocol import Accepted, Alternative, Error, Message
 from server.session import Judge, Open, Post
-from server.store import ClientIdConflict, MessageRecord, NewReply, Store, StoredTurn
+from server.store import ClientIdConflict, ConversationFull, MessageRecord, NewReply, Store, StoredTurn
+
+Result = TypeVar("Result")
 
 PAGE = 1000
 """Messages read at a time."""
@@ -63,29 +70,37 @@ class Taken:
 class Ledger:
     """max_messages: how many one conversation may hold."""
 
-    def __init__(self, store: Store, max_messages: int) -> None:
+    def __init__(self, store: Store, offload: Offload, max_messages: int) -> None:
         self._store = store
+        self._offload = offload
         self._max_messages = max_messages
 
-    def let_in(self, request: Open) -> Admission:
+    async def let_in(self, request: Open) -> Admission:
         """Who comes without a token or a conversation gets one. Another's is refused as if missing."""
-        if request.token is None and request.conversation is not None:
-            raise Refusal(_no_conversation())
         if request.token is None:
-            grant = self._store.new_visitor()
+            if request.conversation is not None:
+                raise Refusal(_no_conversation())
+            grant, kept = self._store.submit_visitor()
+            await _committed(kept)
             visitor, token = grant.visitor_id, grant.token
         else:
-            known = self._store.visitor_of(request.token)
+            token = request.token
+            known = await self._offload(self._store.visitor_of, token)
             if known is None:
                 raise Refusal(Error(code="unauthenticated", message="this token is not known"))
-            visitor, token = known, request.token
+            visitor = known
         if request.conversation is None:
-            return Admission(token, self._store.open_conversation(visitor))
-        if not self._store.owns(visitor, request.conversation):
+            conversation, kept = self._store.submit_conversation(visitor)
+            await _committed(kept)
+            return Admission(token, conversation)
+        if not await self._offload(self._store.owns, visitor, request.conversation):
             raise Refusal(_no_conversation())
         return Admission(token, request.conversation)
 
-    def snapshot(self, conversation: str, after_seq: int) -> Snapshot:
+    async def snapshot(self, conversation: str, after_seq: int) -> Snapshot:
+        return await self._offload(self._read_snapshot, conversation, after_seq)
+
+    def _read_snapshot(self, conversation: str, after_seq: int) -> Snapshot:
         last_seq = self._store.last_seq(conversation)
         if after_seq > last_seq:
             raise Refusal(Error(code="bad_state", message="last_seq is beyond the end of the conversation"))
@@ -97,42 +112,53 @@ class Ledger:
                 break
         return Snapshot(last_seq, tuple(found), self._store.unanswered(conversation))
 
-    def take(self, conversation: str, post: Post) -> Taken:
+    async def take(self, conversation: str, post: Post) -> Taken:
         """Commit a turn, or find it committed, then with its answer if there is one."""
-        full = self._store.last_seq(conversation) >= self._max_messages
-        # A turn that is in it already needs no place: whoever says it again hears that it arrived.
-        if full and not self._store.has_said(conversation, post.id):
-            raise Refusal(self._full(post.id))
         try:
-            turn = self._store.add_user_turn(conversation, post.id, post.text, post.overrides)
+            turn = await _committed(
+                self._store.submit_user_turn(
+                    conversation, post.id, post.text, post.overrides, self._max_messages
+                )
+            )
         except ClientIdConflict:
             reason = "this id was used before in this conversation, with another text"
             raise Refusal(Error(code="conflict", message=reason, id=post.id)) from None
+        except ConversationFull:
+            raise Refusal(self._full(post.id)) from None
         accepted = Accepted(id=post.id, message=turn.message_id, seq=turn.seq)
         if turn.created:
-            return Taken(accepted, _said(turn, post), None, self.history(conversation, turn.message_id))
+            history = await self.history(conversation, turn.message_id)
+            return Taken(accepted, _said(turn, post), None, history)
+        return await self._offload(self._find_again, conversation, accepted)
+
+    def _find_again(self, conversation: str, accepted: Accepted) -> Taken:
+        """What has become of a turn that was there before."""
         unanswered = self._store.unanswered(conversation)
-        if unanswered is not None and unanswered.message_id == turn.message_id:
-            return Taken(accepted, None, None, self.history(conversation, turn.message_id))
-        answer = self._store.answer(conversation, turn.message_id)
+        if unanswered is not None and unanswered.message_id == accepted.message:
+            history = self._store.history(conversation, answering=accepted.message)
+            return Taken(accepted, None, None, history)
+        answer = self._store.answer(conversation, accepted.message)
         return Taken(accepted, None, None if answer is None else message(answer), None)
 
-    def history(self, conversation: str, answering: str) -> History:
+    async def history(self, conversation: str, answering: str) -> History:
         """What the model reads to answer a turn."""
-        return self._store.history(conversation, answering=answering)
+        return await self._offload(self._store.history, conversation, answering=answering)
 
-    def question_of(self, conversation: str, reply: str) -> tuple[str, History]:
+    async def question_of(self, conversation: str, reply: str) -> tuple[str, History]:
         """The turn that a reply answers, by its message id, and what the model reads to answer it again."""
+        return await self._offload(self._find_question, conversation, reply)
+
+    def _find_question(self, conversation: str, reply: str) -> tuple[str, History]:
         record = self._store.reply_record(conversation, reply)
         if record is None or record.answers is None:
             raise Refusal(Error(code="not_found", message="no such reply", id=reply))
         if self._store.last_seq(conversation) >= self._max_messages:
             raise Refusal(self._full(reply))
-        return record.answers, self.history(conversation, record.answers)
+        return record.answers, self._store.history(conversation, answering=record.answers)
 
-    def add_reply(self, conversation: str, reply: NewReply) -> Message:
+    async def add_reply(self, conversation: str, reply: NewReply) -> Message:
         """Commit a finished reply."""
-        turn = self._store.add_reply(conversation, reply)
+        turn = await _committed(self._store.submit_reply(conversation, reply))
         return Message(
             seq=turn.seq,
             message=turn.message_id,
@@ -148,13 +174,18 @@ class Ledger:
             alternatives=_alternatives([(a["text"], a["score"]) for a in reply.alternatives]),
         )
 
-    def rate(self, conversation: str, request: Judge) -> None:
-        if not self._store.rate(conversation, request.message, request.rating, request.comment):
+    async def rate(self, conversation: str, request: Judge) -> None:
+        kept = self._store.submit_rating(conversation, request.message, request.rating, request.comment)
+        if not await _committed(kept):
             raise Refusal(Error(code="not_found", message="no such reply", id=request.message))
 
     def _full(self, about: str) -> Error:
         reason = f"a conversation holds at most {self._max_messages} messages; begin a new one"
         return Error(code="too_long", message=reason, id=about)
+
+
+async def _committed(future: Future[Result]) -> Result:
+    return await asyncio.wrap_future(future)
 
 
 def message(record: MessageRecord) -> Message:

@@ -1,8 +1,10 @@
 """Everything the server knows of visitors and conversations, as plain calls.
 
-Each call is one transaction, and when it has returned, what it wrote is on the disk. All of it may be
-called from any thread; it waits for the disk, so never call it on an event loop. docs/database.md lists
-what is written when.
+When a call has returned, what it wrote is on the disk. All of it may be called from any thread; it waits
+for the disk, so never call it on an event loop, except for the `submit_…` calls of a store that has a
+`Writer`: they give a future at once, and whatever is submitted while another commit is on its way shares
+the next one. Without a writer each call is one transaction of its own. docs/database.md lists what is
+written when.
 
 Any call raises StoreUnavailable. Ids that cannot exist (NUL, half a surrogate pair) are simply not found.
 """
@@ -12,15 +14,13 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from sqlalchemy import Connection, Engine, Row, Select, delete, func, insert, or_, select, update
-from sqlalchemy import text as sql
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Engine, Row, Select, func, or_, select
 
 from server.database import WAIT_SECONDS, reading, writing
 from server.records import (
@@ -39,6 +39,7 @@ from server.records import (
 )
 from server.store_errors import (
     ClientIdConflict,
+    ConversationFull,
     StoreError,
     StoreUnavailable,
     StoreValueError,
@@ -46,6 +47,16 @@ from server.store_errors import (
     UnknownVisitor,
 )
 from server.tables import Conversation, Feedback, Generation, Message, Visitor
+from server.writer import CarryOut, Writer
+from server.writes import (
+    NewConversation,
+    NewRating,
+    NewUserTurn,
+    NewVisitor,
+    ReplyTurn,
+    Writes,
+    new_id,
+)
 
 if TYPE_CHECKING:
     from chatbot.transcripts import Role
@@ -53,6 +64,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Alternative",
     "ClientIdConflict",
+    "ConversationFull",
     "ConversationSummary",
     "FinishReason",
     "MessageRecord",
@@ -68,6 +80,9 @@ __all__ = [
     "VisitorGrant",
 ]
 
+Request = TypeVar("Request")
+Result = TypeVar("Result")
+
 TITLE_LENGTH = 80
 MAX_INTEGER = 2**31 - 1
 """Largest `seq` and largest row count that both databases take."""
@@ -78,9 +93,14 @@ def utc_now() -> datetime:
 
 
 class Store:
-    def __init__(self, engine: Engine, *, clock: Callable[[], datetime] = utc_now) -> None:
+    """writer: what carries out everything that is written; it is the owner's to start and to close."""
+
+    def __init__(
+        self, engine: Engine, *, clock: Callable[[], datetime] = utc_now, writer: Writer | None = None
+    ) -> None:
         self._engine = engine
-        self._clock = clock
+        self._writes = Writes(clock)
+        self._writer = writer
         # SQLite lets one transaction write at a time and has the others ask again and again, with growing
         # pauses; threads of one process can simply queue.
         self._turnstile = threading.Lock() if engine.dialect.name == "sqlite" else None
@@ -89,14 +109,14 @@ class Store:
 
     def new_visitor(self) -> VisitorGrant:
         """A visitor with a token of 256 bits."""
-        grant = VisitorGrant(visitor_id=_new_id(), token=secrets.token_urlsafe(32))
-        with self._writing() as connection:
-            connection.execute(
-                insert(Visitor).values(
-                    id=grant.visitor_id, token_hash=_hash(grant.token), created_at=self._clock()
-                )
-            )
+        grant, kept = self.submit_visitor()
+        kept.result()
         return grant
+
+    def submit_visitor(self) -> tuple[VisitorGrant, Future[None]]:
+        """The visitor exists once the future is done."""
+        grant = VisitorGrant(visitor_id=new_id(), token=secrets.token_urlsafe(32))
+        return grant, self._submit(self._writes.visitors, NewVisitor(grant.visitor_id, _hash(grant.token)))
 
     def visitor_of(self, token: str) -> str | None:
         """The visitor's id, or None for a token that was never given out."""
@@ -112,20 +132,17 @@ class Store:
 
         Raises UnknownVisitor.
         """
-        conversation_id = _new_id()
-        now = self._clock()
+        conversation_id, kept = self.submit_conversation(visitor_id)
+        kept.result()
+        return conversation_id
+
+    def submit_conversation(self, visitor_id: str) -> tuple[str, Future[None]]:
+        """The conversation exists once the future is done. Raises, or has, what open_conversation raises."""
         if not storable(visitor_id):
             raise UnknownVisitor(visitor_id)
-        try:
-            with self._writing() as connection:
-                connection.execute(
-                    insert(Conversation).values(
-                        id=conversation_id, visitor_id=visitor_id, last_seq=0, created_at=now, updated_at=now
-                    )
-                )
-        except IntegrityError:  # a fresh id cannot clash: it is the foreign key
-            raise UnknownVisitor(visitor_id) from None
-        return conversation_id
+        conversation_id = new_id()
+        request = NewConversation(conversation_id, visitor_id)
+        return conversation_id, self._submit(self._writes.conversations, request)
 
     def owns(self, visitor_id: str, conversation_id: str) -> bool:
         """Whether the conversation exists and is this visitor's; nothing tells the two apart."""
@@ -165,37 +182,36 @@ class Store:
     # --- what is said -----------------------------------------------------------------------------
 
     def add_user_turn(
-        self, conversation_id: str, client_id: str, text: str, options: Mapping[str, Any]
+        self,
+        conversation_id: str,
+        client_id: str,
+        text: str,
+        options: Mapping[str, Any],
+        most: int | None = None,
     ) -> StoredTurn:
         """Keep what the user said, once: the same client id with the same text gives the stored turn again.
 
-        Raises ClientIdConflict (same client id, other text), UnknownConversation, StoreValueError.
+        A new turn needs a place among the `most` messages of the conversation; None: there is always one.
+
+        Raises ClientIdConflict (same client id, other text), ConversationFull, UnknownConversation,
+        StoreValueError.
         """
+        return self.submit_user_turn(conversation_id, client_id, text, options, most).result()
+
+    def submit_user_turn(
+        self,
+        conversation_id: str,
+        client_id: str,
+        text: str,
+        options: Mapping[str, Any],
+        most: int | None = None,
+    ) -> Future[StoredTurn]:
+        """As add_user_turn, whose errors it raises at once or in the future."""
         check_key("client_id", client_id)
         check_text("text", text)
         check_json("options", options)
-        with self._writing() as connection:
-            seq = 1 + _lock(connection, conversation_id)
-            repeated = connection.execute(
-                select(Message.id, Message.seq, Message.created_at, Message.text).where(
-                    Message.conversation_id == conversation_id, Message.client_id == client_id
-                )
-            ).one_or_none()
-            if repeated is not None:
-                if repeated.text != text:
-                    raise ClientIdConflict(client_id)
-                return StoredTurn(repeated.id, repeated.seq, repeated.created_at, created=False)
-            turn = StoredTurn(_new_id(), seq, self._clock(), created=True)
-            _append(
-                connection,
-                conversation_id,
-                turn,
-                role="user",
-                text=text,
-                client_id=client_id,
-                options=dict(options),
-            )
-            return turn
+        request = NewUserTurn(conversation_id, client_id, text, options, most)
+        return self._submit(self._writes.turns, request)
 
     def add_reply(self, conversation_id: str, reply: NewReply) -> StoredTurn:
         """Keep a finished reply and how it was made, once: the same reply id gives the stored turn again.
@@ -206,32 +222,12 @@ class Store:
         Raises UnknownConversation, StoreValueError (also when `answers` is no user turn of this
         conversation, or `replaces` no reply to it).
         """
+        return self.submit_reply(conversation_id, reply).result()
+
+    def submit_reply(self, conversation_id: str, reply: NewReply) -> Future[StoredTurn]:
+        """As add_reply, whose errors it raises at once or in the future."""
         reply.check()
-        with self._writing() as connection:
-            seq = 1 + _lock(connection, conversation_id)
-            repeated = connection.execute(
-                select(Message.id, Message.seq, Message.created_at, Message.replaces).where(
-                    Message.conversation_id == conversation_id, Message.reply_id == reply.reply_id
-                )
-            ).one_or_none()
-            if repeated is not None:
-                return StoredTurn(
-                    repeated.id, repeated.seq, repeated.created_at, created=False, replaces=repeated.replaces
-                )
-            _check_place(connection, conversation_id, reply)
-            replaced = _supersede(connection, reply.answers)
-            turn = StoredTurn(_new_id(), seq, self._clock(), created=True, replaces=replaced)
-            _append(
-                connection,
-                conversation_id,
-                turn,
-                role="agent",
-                text=reply.text,
-                reply_id=reply.reply_id,
-                answers=reply.answers,
-            )
-            _record_generation(connection, turn.message_id, reply)
-            return turn
+        return self._submit(self._writes.turns, ReplyTurn(conversation_id, reply))
 
     def rate(self, conversation_id: str, message_id: str, rating: Rating | None, comment: str | None) -> bool:
         """Keep what the visitor thinks of a reply, in place of what they thought before.
@@ -241,27 +237,19 @@ class Store:
 
         Raises StoreValueError.
         """
+        return self.submit_rating(conversation_id, message_id, rating, comment).result()
+
+    def submit_rating(
+        self, conversation_id: str, message_id: str, rating: Rating | None, comment: str | None
+    ) -> Future[bool]:
+        """As rate, whose errors it raises at once or in the future."""
         if rating not in ("up", "down", None):
             raise StoreValueError("rating", "is neither up nor down")
         if comment is not None:
             check_text("comment", comment)
         if not (storable(conversation_id) and storable(message_id)):
-            return False
-        reply = select(Message.id).where(
-            Message.id == message_id, Message.conversation_id == conversation_id, Message.role == "agent"
-        )
-        with self._writing() as connection:
-            # The lock makes the visitor's last word the one that stays when two tabs speak at once.
-            if connection.scalar(reply.with_for_update()) is None:
-                return False
-            connection.execute(delete(Feedback).where(Feedback.message_id == message_id))
-            if rating is not None or comment is not None:
-                connection.execute(
-                    insert(Feedback).values(
-                        message_id=message_id, rating=rating, comment=comment, updated_at=self._clock()
-                    )
-                )
-            return True
+            return _done(False)
+        return self._submit(self._writes.ratings, NewRating(conversation_id, message_id, rating, comment))
 
     # --- what was said ----------------------------------------------------------------------------
 
@@ -371,10 +359,18 @@ class Store:
 
         It costs what keeping a message costs.
         """
-        with self._writing() as connection:
-            connection.execute(sql("UPDATE alembic_version SET version_num = version_num"))
+        self._submit(self._writes.pings, None).result()
 
     # --- inside -----------------------------------------------------------------------------------
+
+    def _submit(self, carry_out: CarryOut[Request, Result], request: Request) -> Future[Result]:
+        if self._writer is not None:
+            return self._writer.submit(carry_out, request)
+        with self._writing() as connection:
+            [outcome] = carry_out(connection, [request])
+        if isinstance(outcome, StoreError):
+            raise outcome
+        return _done(outcome)
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
@@ -391,8 +387,10 @@ class Store:
             self._turnstile.release()
 
 
-def _new_id() -> str:
-    return uuid.uuid4().hex
+def _done(result: Result) -> Future[Result]:
+    future: Future[Result] = Future()
+    future.set_result(result)
+    return future
 
 
 def _hash(token: str) -> str:
@@ -407,85 +405,6 @@ def _clip(number: int) -> int:
 def _title(opening: str) -> str:
     line = " ".join(opening.split())
     return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1].rstrip() + "…"
-
-
-def _lock(connection: Connection, conversation_id: str) -> int:
-    """Nobody else adds to this conversation until the transaction ends; its last seq.
-
-    Raises UnknownConversation.
-    """
-    last_seq = None
-    if storable(conversation_id):
-        last_seq = connection.scalar(
-            select(Conversation.last_seq).where(Conversation.id == conversation_id).with_for_update()
-        )
-    if last_seq is None:
-        raise UnknownConversation(conversation_id)
-    return last_seq
-
-
-def _append(connection: Connection, conversation_id: str, turn: StoredTurn, **values: Any) -> None:
-    connection.execute(
-        insert(Message).values(
-            id=turn.message_id,
-            conversation_id=conversation_id,
-            seq=turn.seq,
-            created_at=turn.created_at,
-            replaces=turn.replaces,
-            superseded=False,
-            **values,
-        )
-    )
-    connection.execute(
-        update(Conversation)
-        .where(Conversation.id == conversation_id)
-        .values(last_seq=turn.seq, updated_at=turn.created_at)
-    )
-
-
-def _check_place(connection: Connection, conversation_id: str, reply: NewReply) -> None:
-    """Raises StoreValueError unless the reply belongs to a user turn of this conversation."""
-    ids = [key for key in (reply.answers, reply.replaces) if key is not None and storable(key)]
-    found = {
-        row.id: row
-        for row in connection.execute(
-            select(Message.id, Message.role, Message.answers).where(
-                Message.id.in_(ids), Message.conversation_id == conversation_id
-            )
-        )
-    }
-    if reply.answers not in found or found[reply.answers].role != "user":
-        raise StoreValueError("answers", "is no user turn of this conversation")
-    if reply.replaces is not None and (
-        reply.replaces not in found or found[reply.replaces].answers != reply.answers
-    ):
-        raise StoreValueError("replaces", "is no reply to the same user turn")
-
-
-def _supersede(connection: Connection, answered: str) -> str | None:
-    """The current reply to a user turn is no longer; its message id, None if there is none."""
-    current = connection.scalar(select(Message.id).where(Message.answers == answered, ~Message.superseded))
-    if current is not None:
-        connection.execute(update(Message).where(Message.id == current).values(superseded=True))
-    return current
-
-
-def _record_generation(connection: Connection, message_id: str, reply: NewReply) -> None:
-    connection.execute(
-        insert(Generation).values(
-            message_id=message_id,
-            finish_reason=reply.finish_reason,
-            model=reply.model,
-            options=dict(reply.options),
-            seed=reply.seed,
-            token_ids=list(reply.token_ids),
-            logprobs=list(reply.logprobs),
-            alternatives=[dict(alternative) for alternative in reply.alternatives],
-            queued_ms=reply.queued_ms,
-            first_token_ms=reply.first_token_ms,
-            total_ms=reply.total_ms,
-        )
-    )
 
 
 def _records() -> Select[Any]:

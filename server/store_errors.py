@@ -4,6 +4,7 @@
     ├── StoreUnavailable      the database cannot be reached, is locked, full or read-only
     ├── StoreValueError       a value that no database should be given (NUL, half a surrogate pair, NaN)
     ├── ClientIdConflict      a client id that was used before, with another text
+    ├── ConversationFull      it holds as many messages as it may
     ├── UnknownConversation   no such conversation
     ├── UnknownVisitor        no such visitor
     ├── DatabaseUrlError      a database URL that Turnwise does not take
@@ -61,6 +62,18 @@ class ClientIdConflict(StoreError):
 
     def __str__(self) -> str:
         return f"the id {self.client_id!r} was used before in this conversation, with another text"
+
+
+class ConversationFull(StoreError):
+    """Attributes: conversation_id, most (messages that it may hold)."""
+
+    def __init__(self, conversation_id: str, most: int) -> None:
+        super().__init__(conversation_id, most)
+        self.conversation_id = conversation_id
+        self.most = most
+
+    def __str__(self) -> str:
+        return f"the conversation {self.conversation_id!r} holds {self.most} messages already"
 
 
 class UnknownConversation(StoreError):

@@ -781,5 +781,7 @@ def test_no_call_for_a_conversation_reads_other_conversations(tmp_path: Path) ->
             unknowns = (None,) * statement.count("?")
             plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", unknowns).all()
             steps = [step.detail for step in plan]
+            # What is asked for comes as a list; a table is never read from end to end.
+            steps = [step for step in steps if step != "SCAN asked VIRTUAL TABLE INDEX 1:"]
             assert not [step for step in steps if "SCAN" in step or "TEMP B-TREE" in step], (statement, steps)
     engine.dispose()
