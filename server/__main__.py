@@ -1,4 +1,4 @@
-"""The server's command line: `python -m server serve | db upgrade`.
+"""The server's command line: `python -m server serve | db | models | verify`.
 
 A command is a function that adds its parser and sets `run`, which takes the parsed arguments and returns the
 exit status. What a command needs is imported when it runs, so that `--help` and `db upgrade` load no model.
@@ -39,6 +39,8 @@ def build_parser() -> ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     add_serve(commands)
     add_db(commands)
+    add_models(commands)
+    add_verify(commands)
     return parser
 
 
@@ -78,6 +80,61 @@ def upgrade_database(arguments: Namespace) -> int:
     revision = database.upgrade(url)
     print(f"{database.masked(database.parse(url))} is at migration {revision}, the newest")
     return 0
+
+
+def add_models(commands: Commands) -> None:
+    parser = commands.add_parser("models", help="see which model is in use, and change it")
+    actions = parser.add_subparsers(required=True, metavar="action")
+    for name, text in (
+        ("list", "the models in a directory, which one is in use and since when"),
+        ("promote", "try a model, then put it in use; a running server follows within seconds"),
+        ("rollback", "put the model in use that was before the last promotion"),
+    ):
+        action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {_VARIABLES}")
+        settings.add_arguments(action, ["models", "rows", "database_url"])
+        action.add_argument("--json", action="store_true", help="print JSON")
+        action.set_defaults(run=run_models, action=name)
+        if name == "promote":
+            action.add_argument(
+                "model", metavar="MODEL", help="fingerprint or name in the directory, or another directory"
+            )
+
+
+def run_models(arguments: Namespace) -> int:
+    from server import models_command
+
+    action = {
+        "list": models_command.list_models,
+        "promote": models_command.promote,
+        "rollback": models_command.rollback,
+    }[arguments.action]
+    return action(arguments)
+
+
+def add_verify(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "verify",
+        help="make the logged replies of a conversation again, and compare",
+        description="Make each logged reply of a conversation again with its model, options and seed, and "
+        f"score it again. The exit status is 0 only if none is a mismatch. {_VARIABLES}",
+    )
+    parser.add_argument("conversation", metavar="CONVERSATION", help="the conversation's id")
+    settings.add_arguments(parser, ["models", "database_url"])
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.01,
+        metavar="NATS",
+        help="how far a log-probability may be off (default: 0.01)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run_verify)
+
+
+def run_verify(arguments: Namespace) -> int:
+    from server import models_command
+
+    return models_command.verify(arguments)
 
 
 if __name__ == "__main__":

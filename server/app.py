@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import resource
+import signal
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy
@@ -20,10 +24,12 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from chatbot import model_directory
 from chatbot.batcher import Batcher
 from chatbot.model_directory import ModelBundle, ModelDirectoryError
+from chatbot.options import DecodingOptions
 from server import database, http, logs
 from server.chat_socket import ChatSocket, Doorway, Manners, Receive, Scope, SendAsgi, reject
 from server.conversations import Bounds, Conversations
 from server.engine import PROBES, Engine, Steps
+from server.hot_swap import HotSwap
 from server.ledger import Ledger
 from server.offload import Offload
 from server.protocol import MAX_FRAME
@@ -31,6 +37,7 @@ from server.session import Rules
 from server.settings import Settings
 from server.speaker import speaker_of
 from server.store import Store, StoreError
+from server.writer import Writer
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +46,10 @@ WARM_UP: Final = 60.0
 """Seconds for the first token: a GPU needs some to come up. Nobody is let in before it."""
 SPARE_FILES: Final = 512
 """Open files that are no chat sockets: HTTP connections, the database, libraries."""
+READING: Final = 512
+"""Tokens of conversations that are read between two steps of replies in flight; about as long as a step."""
 STORE_THREADS: Final = {"sqlite": 1, "postgresql": 8}
-"""SQLite has one writer; for PostgreSQL, several conversations can be waiting for the network at a time."""
+"""Threads that read. SQLite reads from memory; PostgreSQL keeps several waiting for the network."""
 
 
 class Application:
@@ -55,23 +64,23 @@ class Application:
     ) -> None:
         """make_batcher: the model's own batcher if left out."""
         capacity = settings.rows + settings.waiting
-        speaker = speaker_of(bundle, settings.rows)
-        store = Store(db)
+        self._writer = Writer(db)
+        store = Store(db, writer=self._writer)
         self._offload = Offload(STORE_THREADS[db.dialect.name], "store")
         self._engine = Engine(
-            make_batcher or (lambda: Batcher(bundle, rows=settings.rows, waiting=capacity + PROBES)),
+            make_batcher or (lambda: batcher_of(bundle, settings)),
             capacity=capacity,
+            speaker=speaker_of(bundle, settings.rows),
+            step_limit=settings.step_seconds,
             threads=settings.threads or max(1, (os.cpu_count() or 1) - 1),
         )
         self._chat = ChatSocket(
             Conversations(
-                Ledger(store, settings.max_messages),
-                self._offload,
+                Ledger(store, self._offload, settings.max_messages),
                 self._engine,
-                speaker,
                 Bounds(settings.max_text, settings.sockets_per_conversation),
             ),
-            Rules(speaker.options, settings.max_text),
+            Rules(self._options, settings.max_text),
             Doorway(
                 frozenset(settings.allowed_origins),
                 settings.max_connections,
@@ -79,9 +88,17 @@ class Application:
             ),
             Manners(settings.hello_seconds, settings.mailbox),
         )
+        self._hot_swap = HotSwap(
+            self._engine,
+            settings.models or model_directory.SHIPPED,
+            settings.rows,
+            lambda path: load(path, settings),
+            lambda found: batcher_of(found, settings),
+        )
+        self._began_with = bundle.path
         self._drain_seconds = settings.drain_seconds
         self.stopping = False
-        backend = http.Backend(store, self._offload, self._engine, speaker.fingerprint, lambda: self.stopping)
+        backend = http.Backend(store, self._offload, self._engine, lambda: self.stopping)
         self._http = http.build(backend, self._lifespan)
 
     async def __call__(self, scope: Scope, receive: Receive, send: SendAsgi) -> None:
@@ -93,6 +110,14 @@ class Application:
             await receive()
             await reject(send, 404, "not_found", "there is no WebSocket at this address")
 
+    def _options(self, overrides: dict[str, Any]) -> DecodingOptions:
+        """As the model that is in use now takes them."""
+        return self._engine.speaker.options(overrides)
+
+    def look_for_model(self) -> None:
+        """Look at once whether another model is to be used."""
+        self._hot_swap.look_now()
+
     async def drain(self) -> None:
         """Take nothing new, finish what is under way, say goodbye."""
         self.stopping = True
@@ -100,13 +125,19 @@ class Application:
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        self._writer.start()
         self._engine.start()
         try:
             await self._engine.check(WARM_UP)
-            yield
+            following = asyncio.create_task(self._hot_swap.follow(self._began_with), name="hot swap")
+            try:
+                yield
+            finally:
+                following.cancel()
         finally:
             await self._engine.stop()
             self._offload.close()
+            self._writer.close()
 
 
 class _ChatProtocol(WebSocketsSansIOProtocol):
@@ -132,6 +163,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            if threading.current_thread() is threading.main_thread():  # where signals can be heard
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._application.look_for_model)
             print(f"Turnwise is ready: {self._address}", flush=True)
             logs.event(log, logging.INFO, "ready", address=self._address)
 
@@ -175,12 +208,28 @@ def build(settings: Settings) -> Application:
     db = database.connect(settings.database_url)
     database.require_newest(db)
     path = model_directory.find_model(settings.models or model_directory.SHIPPED)
+    return Application(settings, load(path, settings), db)
+
+
+def load(path: Path, settings: Settings) -> ModelBundle:
+    """A model as it is served, on its device. Raises `ModelDirectoryError`."""
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     bundle = model_directory.load(path, device=device)
     logs.event(log, logging.INFO, "model_loaded", model=bundle.fingerprint, device=device)
-    return Application(settings, bundle, db)
+    return bundle
+
+
+def batcher_of(bundle: ModelBundle, settings: Settings) -> Batcher:
+    """A batcher that takes as many replies as the engine lets in."""
+    return Batcher(
+        bundle,
+        rows=settings.rows,
+        waiting=settings.rows + settings.waiting + PROBES,
+        reading=READING,
+        kept=settings.kept_mib << 20,
+    )
 
 
 def configuration(application: Application, settings: Settings) -> uvicorn.Config:

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from chatbot.options import MAX_TOKENS, DecodingOptions, OptionError
 from chatbot.replies import Failed, Piece, Reply, ReplyRequest
@@ -25,7 +25,6 @@ from server import logs
 from server.engine import Engine, EngineBusy, Generation, Permit
 from server.ledger import History, Ledger, Refusal, Snapshot
 from server.mailbox import Mailbox
-from server.offload import Offload
 from server.protocol import (
     MAX_FRAME,
     Accepted,
@@ -127,13 +126,9 @@ class Live:
 class Conversations:
     """Carries out what sessions ask for. What cannot be raises `Refusal` and has changed nothing."""
 
-    def __init__(
-        self, ledger: Ledger, offload: Offload, engine: Engine, speaker: Speaker, bounds: Bounds
-    ) -> None:
+    def __init__(self, ledger: Ledger, engine: Engine, bounds: Bounds) -> None:
         self._ledger = ledger
-        self._offload = offload
         self._engine = engine
-        self._speaker = speaker
         self._bounds = bounds
         self._live: dict[str, Live] = {}
         self._replies: set[asyncio.Task[None]] = set()
@@ -146,9 +141,9 @@ class Conversations:
 
         A last turn without an answer (the server was stopped, or the reply failed) is answered now.
         """
-        admission = await self._offload(self._ledger.let_in, request)
+        admission = await self._ledger.let_in(request)
         async with self._held(admission.conversation) as live:
-            snapshot = await self._offload(self._ledger.snapshot, live.id, request.last_seq)
+            snapshot = await self._ledger.snapshot(live.id, request.last_seq)
             failure = None
             if snapshot.unanswered is not None and live.running is None:
                 failure = await self._answer_late(live, snapshot.unanswered)
@@ -173,7 +168,8 @@ class Conversations:
                 self._say_meanwhile(seat, live.running.question, post)
                 return
             with self._reserved(post.id) as place:
-                taken = await self._offload(self._ledger.take, live.id, post)
+                options = place.options(post.overrides, post.id)
+                taken = await self._ledger.take(live.id, post)
                 seat.mailbox.put(taken.accepted)
                 if taken.said is not None:
                     live.broadcast(taken.said, but=seat)
@@ -181,7 +177,7 @@ class Conversations:
                     seat.mailbox.put(taken.answer)
                 if taken.history is not None:
                     asked = (taken.accepted, post.text)
-                    question = Question(taken.accepted.message, post.id, post.options, taken.history, asked)
+                    question = Question(taken.accepted.message, post.id, options, taken.history, asked)
                     self._begin(live, question, place)
 
     async def stop(self, seat: Seat, reply: str) -> None:
@@ -197,13 +193,14 @@ class Conversations:
             if live.running is not None:
                 raise _busy("a reply is running", request.reply)
             with self._reserved(request.reply) as place:
-                turn, history = await self._offload(self._ledger.question_of, live.id, request.reply)
-                self._begin(live, Question(turn, request.reply, request.options, history), place)
+                options = place.options(request.overrides, request.reply)
+                turn, history = await self._ledger.question_of(live.id, request.reply)
+                self._begin(live, Question(turn, request.reply, options, history), place)
 
     async def judge(self, seat: Seat, request: Judge) -> None:
         """Keep what the visitor thinks of a reply, and show it on all of their sockets."""
         async with self._held(seat.conversation) as live:
-            await self._offload(self._ledger.rate, live.id, request)
+            await self._ledger.rate(live.id, request)
             live.broadcast(Rated(message=request.message, rating=request.rating))
 
     @property
@@ -254,11 +251,12 @@ class Conversations:
         ready = Ready(
             token=token,
             conversation=live.id,
-            model=self._speaker.fingerprint,
+            model=self._engine.speaker.fingerprint,
             seq=snapshot.last_seq,
             messages=snapshot.messages[:fitting],
             replying=None if running is None else Replying(reply=running.id, text=running.text),
-            defaults=self._speaker.defaults.model_dump(),
+            # What is blocked is nobody's reading matter.
+            defaults=self._engine.speaker.defaults.model_dump(exclude={"blocked"}),
             limits=Limits(max_text=self._bounds.max_text, max_tokens=MAX_TOKENS, max_frame=MAX_FRAME),
         )
         return ready, snapshot.messages[fitting:]
@@ -287,12 +285,12 @@ class Conversations:
     async def _answer_late(self, live: Live, turn: MessageRecord) -> Error | None:
         """Begin the reply that a turn never got; the error to be shown when that cannot be done now."""
         try:
-            options = self._speaker.options(turn.options or {})
-        except OptionError:  # said to another model, which took what this one does not
-            options = self._speaker.defaults
-        try:
             with self._reserved(turn.client_id) as place:
-                history = await self._offload(self._ledger.history, live.id, turn.message_id)
+                try:
+                    options = place.speaker.options(turn.options or {})
+                except OptionError:  # said to another model, which took what this one does not
+                    options = place.speaker.defaults
+                history = await self._ledger.history(live.id, turn.message_id)
                 asked = None
                 if turn.client_id is not None:
                     accepted = Accepted(id=turn.client_id, message=turn.message_id, seq=turn.seq)
@@ -308,7 +306,7 @@ class Conversations:
             options = options.model_copy(update={"seed": secrets.randbelow(SEEDS)})
         reply = uuid.uuid4().hex
         generation = self._engine.generate(
-            ReplyRequest(reply, tuple(question.history), options), place.pass_on()
+            ReplyRequest(reply, tuple(question.history), options, live.id), place.pass_on()
         )
         live.running = Running(reply, question, options, generation)
         # An empty piece names the reply before its first word is there, so that it can be stopped at once.
@@ -341,7 +339,7 @@ class Conversations:
         async with self._held(live.id):
             for attempt in range(1, COMMITS + 1):
                 try:
-                    message = await self._offload(self._ledger.add_reply, live.id, new)
+                    message = await self._ledger.add_reply(live.id, new)
                     break
                 except StoreUnavailable as error:
                     if not error.busy or attempt == COMMITS:
@@ -360,7 +358,7 @@ class Conversations:
             answers=running.question.message,
             text=storable(reply.text),
             finish_reason=reply.finish_reason,
-            model=self._speaker.fingerprint,
+            model=running.generation.permit.speaker.fingerprint,
             options=running.options.model_dump(),
             seed=reply.seed,
             token_ids=reply.token_ids,
@@ -387,6 +385,23 @@ class _Place:
 
     def __init__(self, permit: Permit) -> None:
         self._permit: Permit | None = permit
+
+    @property
+    def speaker(self) -> Speaker:
+        """The model that the place is with."""
+        assert self._permit is not None
+        return self._permit.speaker
+
+    def options(self, overrides: dict[str, Any], about: str) -> DecodingOptions:
+        """As that model takes them. The session asked the model that was in use a moment ago.
+
+        Raises `Refusal`.
+        """
+        try:
+            return self.speaker.options(overrides)
+        except OptionError as error:
+            refused = Error(code="bad_option", message=str(error), id=about, field=error.field)
+            raise Refusal(refused) from None
 
     def pass_on(self) -> Permit:
         permit, self._permit = self._permit, None

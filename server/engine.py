@@ -1,15 +1,20 @@
 """The thread that makes replies, and the event loop's way to it.
 
-One thread owns one batcher and does nothing but step it while there is work: no other thread touches the
-model, and the event loop never waits for arithmetic. Requests go over as commands, events come back once
-per step.
+One thread owns one batcher and does nothing but step it while there is work (server.worker): no other
+thread touches the model, and the event loop never waits for arithmetic. Requests go over as commands, events
+come back once per step.
 
     permit = engine.reserve()                          # at once, or EngineBusy
     async with engine.generate(request, permit) as events:
         async for event in events:                     # Piece …, then Finished or Failed
             …                                          # leaving early cancels the request
 
-A request that fails gets `Failed`; when a batcher fails, all of its requests do, and it is replaced.
+A request that fails gets `Failed`; when a batcher fails, all of its requests do, and it is replaced. So is a
+thread whose step does not return.
+
+Another model takes over by `Engine.switch`: a permit belongs to the model that was in use when it was given,
+so what is under way ends on the model it began on, with a thread for each; the old one goes with its last
+permit.
 """
 
 from __future__ import annotations
@@ -18,19 +23,20 @@ import asyncio
 import itertools
 import logging
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Protocol, Self
-
-import torch
+from typing import Final, Self
 
 from chatbot.options import DecodingOptions
 from chatbot.replies import Event, Failed, Piece, ReplyRequest
 from server import logs
+from server.speaker import Speaker
+from server.worker import Steps, Worker
+
+__all__ = ["Engine", "EngineBusy", "EngineUnhealthy", "Generation", "Permit", "Steps", "Timing"]
 
 log = logging.getLogger(__name__)
 
@@ -40,20 +46,17 @@ PROBES: Final = 8
 """Places in the batcher's waiting line that are kept for health checks."""
 FRESH: Final = 1.0
 """Seconds for which a step that went well shows that the engine is alive."""
+STEP_LIMIT: Final = 30.0
+"""Seconds that a step may take before its thread is given up, unless told otherwise."""
+FIRST_STEP_LIMIT: Final = 120.0
+"""The same for a first step, which makes the batcher: a GPU needs some to come up."""
+STUCK: Final = 4
+"""Threads given up that may still hang at a time: each keeps a batcher. With so many, no other is begun."""
+STOP_WAIT: Final = 20.0
+"""Seconds that stopping waits for a step under way."""
+_NOT_MADE: Final = "the reply could not be made"
+_NOBODY: Final = Speaker("", DecodingOptions(), DecodingOptions.checked)
 _PROBE_OPTIONS: Final = DecodingOptions(decoding="greedy", min_tokens=0, max_tokens=1, seed=0)
-
-
-class Steps(Protocol):
-    """What the engine needs of a batcher: `chatbot.batcher.Batcher`, or a scripted one in tests."""
-
-    def submit(self, request: ReplyRequest) -> None: ...
-
-    def cancel(self, request_id: str) -> None: ...
-
-    def step(self) -> list[Event]: ...
-
-    @property
-    def idle(self) -> bool: ...
 
 
 class EngineBusy(Exception):
@@ -75,11 +78,29 @@ class EngineUnhealthy(Exception):
         self.reason = reason
 
 
-class Permit:
-    """A place for one reply, held from before its question is committed until the reply has ended."""
+@dataclass(eq=False, slots=True)
+class _Station:
+    """A model and the thread that works for it. held: permits that belong to it."""
 
-    def __init__(self, give_back: Callable[[], None]) -> None:
+    speaker: Speaker
+    make_batcher: Callable[[], Steps]
+    worker: Worker | None = None
+    held: int = 0
+
+
+class Permit:
+    """A place for one reply, held from before its question is committed until the reply has ended.
+
+    `speaker` is the model that the reply will be made by, whichever is in use by then.
+    """
+
+    def __init__(self, station: _Station, give_back: Callable[[], None]) -> None:
+        self.station = station
         self._give_back: Callable[[], None] | None = give_back
+
+    @property
+    def speaker(self) -> Speaker:
+        return self.station.speaker
 
     def release(self) -> None:
         """Give the place back; again is harmless."""
@@ -164,11 +185,13 @@ class Generation:
 
 
 class Engine:
-    """Makes replies on a thread of its own.
+    """Makes replies on a thread of its own, or on two while one model takes over from another.
 
-    make_batcher: called on that thread, before the first request and after a failure.
+    make_batcher: called on the thread, before the first request and after a failure.
     capacity: replies under way at the same time, waiting ones included; the batcher must take `PROBES` more.
+    speaker: the model that the batcher belongs to.
     threads: for the arithmetic of one step; the event loop needs a core to itself to stay quick.
+    step_limit: seconds after which a step is taken to hang.
     clock: seconds, monotonic; asked from both sides.
     """
 
@@ -177,53 +200,65 @@ class Engine:
         make_batcher: Callable[[], Steps],
         *,
         capacity: int,
+        speaker: Speaker = _NOBODY,
         threads: int = 1,
+        step_limit: float = STEP_LIMIT,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.now = clock
-        self._make_batcher = make_batcher
         self._threads = threads
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        # The event loop's own.
+        self._step_limit = step_limit
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._watch: asyncio.Task[None] | None = None
         self._free = capacity
         self._generations: dict[str, Generation] = {}
         self._reply_seconds = 1.0
         self._probe_ids = itertools.count()
-        # Shared, under the condition's lock.
-        self._changed = threading.Condition()
-        self._commands: list[ReplyRequest | str] = []
-        self._stopping = False
-        # Written by the thread alone; one assignment each, so reading needs no lock.
-        self._failures = 0
-        self._stepped_at = -math.inf
-
-    # --- on the event loop --------------------------------------------------------------------------------
+        self._station = _Station(speaker, make_batcher)
+        self._stations = [self._station]
+        self._stuck: list[Worker] = []
 
     def start(self) -> None:
         """Start the thread; events come back to the running event loop."""
         self._loop = asyncio.get_running_loop()
-        self._thread.start()
+        self._begin(self._station)
+        self._watch = asyncio.create_task(self._keep_watch(), name="engine watch")
 
     async def stop(self) -> None:
-        """End the thread after its present step; what is still under way fails."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
-        await asyncio.to_thread(self._thread.join)
-        self._deliver([Failed(reply, "the server is stopping") for reply in self._generations])
+        """End the threads after their present steps; what is still under way fails."""
+        if self._watch is not None:
+            self._watch.cancel()
+        workers = [station.worker for station in self._stations if station.worker is not None]
+        for worker in workers:
+            worker.stop()
+        for worker in workers:
+            await asyncio.to_thread(worker.join, min(STOP_WAIT, self._step_limit))
+        for station in self._stations:
+            self._fail_all(station, "the server is stopping")
+
+    def switch(self, make_batcher: Callable[[], Steps], speaker: Speaker) -> None:
+        """From now on `reserve` gives places with another model; what has a permit keeps its own."""
+        before, self._station = self._station, _Station(speaker, make_batcher)
+        self._stations.append(self._station)
+        self._begin(self._station)
+        self._retire_unused(before)
+
+    @property
+    def speaker(self) -> Speaker:
+        """The model that makes new replies."""
+        return self._station.speaker
 
     @property
     def failures(self) -> int:
         """Failures of the batcher since it last made a step."""
-        return self._failures
+        return 0 if self._station.worker is None else self._station.worker.failures
 
     def reserve(self) -> Permit:
         """A place for one more reply. Raises `EngineBusy` at once when there is none."""
         if self._free <= 0:
             raise EngineBusy(float(max(1, math.ceil(self._reply_seconds))))
         self._free -= 1
-        return Permit(self._give_back)
+        return self._permit(1)
 
     def generate(self, request: ReplyRequest, permit: Permit | None = None) -> Generation:
         """Hand a request over. The permit is given back with the reply's last event.
@@ -234,107 +269,117 @@ class Engine:
             raise ValueError("a request with this id is under way")
         generation = Generation(request.id, permit or self.reserve(), self)
         self._generations[request.id] = generation
-        self._command(request)
+        worker = generation.permit.station.worker
+        if worker is not None:
+            worker.command(request)
         return generation
 
     def cancel(self, request_id: str) -> None:
         """End a reply early; its `Finished` comes with the next step. Unknown ids are ignored."""
-        if request_id in self._generations:
-            self._command(request_id)
+        generation = self._generations.get(request_id)
+        if generation is not None and generation.permit.station.worker is not None:
+            generation.permit.station.worker.command(request_id)
 
     async def check(self, wait: float = PROBE_WAIT) -> None:
         """Have one token decoded within `wait` seconds, unless a step has only just gone well.
 
         Raises `EngineUnhealthy`.
         """
-        if not self._thread.is_alive():
+        worker = self._station.worker
+        if worker is None or self._hangs(worker):
+            raise EngineUnhealthy(
+                "its thread hangs" if self._stuck or worker else "its thread is not running"
+            )
+        if not worker.alive:
             raise EngineUnhealthy("its thread is not running")
-        if self._failures == 0 and self.now() - self._stepped_at < FRESH:
+        if worker.failures == 0 and worker.step_began is None and self.now() - worker.stepped_at < FRESH:
             return
         request = ReplyRequest(f"probe-{next(self._probe_ids)}", (("user", "hello"),), _PROBE_OPTIONS)
-        unlimited = Permit(lambda: None)
         try:
-            async with asyncio.timeout(wait), self.generate(request, unlimited) as events:
+            async with asyncio.timeout(wait), self.generate(request, self._permit(0)) as events:
                 async for event in events:
                     if isinstance(event, Failed):
                         raise EngineUnhealthy("a decode step failed")
         except TimeoutError:
             raise EngineUnhealthy(f"no token within {wait:g} s") from None
 
-    def _give_back(self) -> None:
-        self._free += 1
+    def look_after(self) -> None:
+        """Give up threads that hang: their replies fail, and another thread takes their place."""
+        self._stuck = [worker for worker in self._stuck if worker.alive]
+        for station in list(self._stations):
+            worker = station.worker
+            if worker is not None and self._hangs(worker):
+                logs.event(log, logging.ERROR, "engine_hangs", model=station.speaker.fingerprint)
+                worker.stop()  # if it ever returns
+                self._stuck.append(worker)
+                station.worker = None
+            if station.worker is None:
+                self._fail_all(station, _NOT_MADE)
+                if station in self._stations and len(self._stuck) < STUCK:
+                    self._begin(station)
 
-    def _command(self, command: ReplyRequest | str) -> None:
-        with self._changed:
-            self._commands.append(command)
-            self._changed.notify()
+    # --- inside -------------------------------------------------------------------------------------------
 
-    def _taken(self, ids: list[str], moment: float) -> None:
+    async def _keep_watch(self) -> None:
+        while True:
+            await asyncio.sleep(min(1.0, self._step_limit / 4))
+            self.look_after()
+
+    def _begin(self, station: _Station) -> None:
+        loop = self._loop
+        assert loop is not None, "the engine has not been started"
+
+        def report(taken: list[str], events: list[Event]) -> None:
+            try:
+                if taken:
+                    loop.call_soon_threadsafe(self._taken, worker, taken, self.now())
+                if events:
+                    loop.call_soon_threadsafe(self._deliver, worker, events)
+            except RuntimeError:  # the loop is closed: a thread that hung has come back too late
+                worker.stop()
+
+        worker = Worker(station.make_batcher, report, threads=self._threads, clock=self.now)
+        station.worker = worker
+        worker.start()
+
+    def _hangs(self, worker: Worker) -> bool:
+        return worker.overdue(max(FIRST_STEP_LIMIT, self._step_limit), self._step_limit)
+
+    def _permit(self, places: int) -> Permit:
+        station = self._station
+        station.held += 1
+
+        def give_back() -> None:
+            self._free += places
+            station.held -= 1
+            self._retire_unused(station)
+
+        return Permit(station, give_back)
+
+    def _retire_unused(self, station: _Station) -> None:
+        if station is self._station or station.held or station not in self._stations:
+            return
+        self._stations.remove(station)
+        if station.worker is not None:
+            station.worker.stop()
+
+    def _fail_all(self, station: _Station, reason: str) -> None:
+        under_way = [reply for reply, each in self._generations.items() if each.permit.station is station]
+        self._deliver(station.worker, [Failed(reply, reason) for reply in under_way])
+
+    def _taken(self, worker: Worker, ids: list[str], moment: float) -> None:
         for request_id in ids:
-            if generation := self._generations.get(request_id):
+            generation = self._generations.get(request_id)
+            if generation is not None and generation.permit.station.worker is worker:
                 generation.taken(moment)
 
-    def _deliver(self, events: list[Event]) -> None:
+    def _deliver(self, worker: Worker | None, events: list[Event]) -> None:
         for event in events:
             generation = self._generations.get(event.id)
-            if generation is None:
+            if generation is None or generation.permit.station.worker is not worker:
                 continue
             generation.deliver(event)
             if not isinstance(event, Piece):
                 del self._generations[event.id]
                 generation.permit.release()
                 self._reply_seconds += 0.1 * (generation.timing.total_ms / 1000 - self._reply_seconds)
-
-    # --- on the thread ------------------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        torch.set_num_threads(self._threads)  # belongs to the thread that calls it
-        batcher: Steps | None = None
-        alive: set[str] = set()
-        while True:
-            commands = self._next_commands(wait=batcher is None or batcher.idle)
-            if commands is None:
-                return
-            try:
-                batcher = batcher or self._make_batcher()
-                refused = _apply(commands, batcher, alive)
-                events = refused + batcher.step()
-                self._failures, self._stepped_at = 0, self.now()
-            except Exception as error:  # noqa: BLE001 - whatever it is, the thread lives on and the rest is told
-                logs.event(log, logging.ERROR, "batcher_failed", error=logs.place(error), replies=len(alive))
-                alive |= {command.id for command in commands if isinstance(command, ReplyRequest)}
-                events = [Failed(reply, "the reply could not be made") for reply in alive]
-                batcher, self._failures = None, self._failures + 1
-            alive -= {event.id for event in events if not isinstance(event, Piece)}
-            self._report(commands, events)
-
-    def _next_commands(self, wait: bool) -> list[ReplyRequest | str] | None:
-        """What is to be done before the next step; None when the engine is stopping."""
-        with self._changed:
-            while wait and not self._commands and not self._stopping:
-                self._changed.wait()
-            commands, self._commands = self._commands, []
-            return None if self._stopping else commands
-
-    def _report(self, commands: list[ReplyRequest | str], events: list[Event]) -> None:
-        assert self._loop is not None
-        if taken := [command.id for command in commands if isinstance(command, ReplyRequest)]:
-            self._loop.call_soon_threadsafe(self._taken, taken, self.now())
-        if events:
-            self._loop.call_soon_threadsafe(self._deliver, events)
-
-
-def _apply(commands: list[ReplyRequest | str], batcher: Steps, alive: set[str]) -> list[Event]:
-    """Carry the commands out; a request that the batcher refuses fails alone."""
-    refused: list[Event] = []
-    for command in commands:
-        if isinstance(command, str):
-            batcher.cancel(command)
-            continue
-        try:
-            batcher.submit(command)
-            alive.add(command.id)
-        except Exception as error:  # noqa: BLE001 - the other requests have nothing to do with it
-            logs.event(log, logging.ERROR, "request_refused", error=logs.place(error))
-            refused.append(Failed(command.id, "the reply could not be made"))
-    return refused

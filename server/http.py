@@ -119,8 +119,12 @@ class Backend:
     store: Store
     offload: Offload
     engine: Engine
-    fingerprint: str
     stopping: Callable[[], bool]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model that makes new replies."""
+        return self.engine.speaker.fingerprint
 
 
 class Readiness:

@@ -131,6 +131,7 @@ class Redo:
     """Another reply in place of `reply`."""
 
     reply: str
+    overrides: dict[str, Any]
     options: DecodingOptions
 
 
@@ -218,7 +219,7 @@ class Session:
             options = self._rules.options(message.options)
         except OptionError as error:
             return Send(_error("bad_option", str(error), message, field=error.field))
-        return Redo(message.reply, options)
+        return Redo(message.reply, message.options, options)
 
     def _refused(self, error: Error) -> list[Effect]:
         if self.phase is not Phase.OPENING:

@@ -60,6 +60,18 @@ class Settings(BaseModel):
     waiting: int = Field(
         256, ge=0, le=65536, description="replies that may wait for a row; more are told busy"
     )
+    kept_mib: int = Field(
+        64,
+        ge=0,
+        le=1_048_576,
+        description="MiB of memory for the states of conversations between their replies; 0 keeps none",
+    )
+    step_seconds: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="time that one step of the model may take before its thread is given up and replaced",
+    )
     threads: int = Field(
         0, ge=0, le=1024, description="threads for the model's arithmetic; 0 is one less than the cores"
     )

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from chatbot.model_directory import ModelBundle
-from chatbot.options import DecodingOptions, OptionError
-from chatbot.prefix import ByteIndex, ForcedPrefix
+from chatbot.options import DecodingOptions
+from chatbot.terms import Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +28,11 @@ def speaker_of(bundle: ModelBundle, rows: int) -> Speaker:
     Whatever the batcher would refuse is refused here, before a turn is committed that could not be
     answered.
     """
-    index = ByteIndex(bundle.tokenizer)
+    terms = Terms(bundle.tokenizer, rows)
 
     def options(overrides: Mapping[str, Any]) -> DecodingOptions:
         merged = DecodingOptions.merged(bundle.defaults, overrides)
-        merged.require_vocabulary(bundle.config.vocab_size)
-        if merged.decoding == "beam" and merged.beam_size > rows:
-            raise OptionError("beam_size", f"must be a whole number from 1 to {rows} here")
-        if len(ForcedPrefix(merged.prefix, bundle.tokenizer, index).chain) > merged.max_tokens:
-            raise OptionError("prefix", "must be no longer than max_tokens")
+        terms.grant(merged)
         return merged
 
     return Speaker(bundle.fingerprint, bundle.defaults, options)

@@ -74,7 +74,7 @@ def serving(url: str, models: Path, script: Script | None = None, **settings: An
     db = database.connect(url)
     gate = Gate()
     batcher = None if script is None else ScriptedBatcher(script, gate)
-    bundle = model_directory.load(models)
+    bundle = model_directory.load(model_directory.find_model(models))
     application = Application(told, bundle, db, None if batcher is None else lambda: batcher)
     with listen(told.host, told.port) as listener:
         address = address_of(listener)

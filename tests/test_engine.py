@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -11,10 +12,12 @@ import torch
 
 from chatbot.options import DecodingOptions
 from chatbot.replies import Event, Failed, Finished, Piece, ReplyRequest
-from server.engine import Engine, EngineBusy, EngineUnhealthy, Generation, Permit, Steps
+from server.engine import STUCK, Engine, EngineBusy, EngineUnhealthy, Generation, Permit, Steps
+from server.speaker import Speaker
 from tests.scripted_batcher import Gate, ScriptedBatcher, parrot
 
 OPTIONS = DecodingOptions(seed=1)
+SPEAKER = Speaker("tw-new", OPTIONS, lambda overrides: OPTIONS)
 
 
 def request(name: str, text: str = "one two three") -> ReplyRequest:
@@ -340,3 +343,115 @@ def test_timing_tells_waiting_from_making() -> None:
         assert (timing.queued_ms, timing.first_token_ms, timing.total_ms) == (100, 100, 300)
 
     run(test)
+
+
+def test_a_step_that_hangs_fails_its_replies_and_another_thread_goes_on() -> None:
+    now = [0.0]
+    gates: list[Gate] = []
+
+    def make_batcher() -> ScriptedBatcher:
+        gates.append(Gate())
+        gates[0].close()
+        return ScriptedBatcher(parrot, gates[-1])
+
+    async def test() -> None:
+        engine = Engine(make_batcher, capacity=1, step_limit=30, clock=lambda: now[0])
+        engine.start()
+        generation = engine.generate(request("a"))
+        await first_piece_then_a_step(gates, generation)
+        now[0] += 29
+        engine.look_after()
+        assert len(gates) == 1
+        now[0] += 2
+        with pytest.raises(EngineUnhealthy, match="hangs"):
+            await engine.check()
+        engine.look_after()
+        assert end_of(await collect(generation)) == Failed("a", "the reply could not be made")
+        assert text_of(await collect(engine.generate(request("b")))) == "one two three "
+        await engine.check()
+        gates[0].open()  # the old thread comes back: nobody hears of it
+        assert text_of(await collect(engine.generate(request("a", "again")))) == "again "
+        await engine.stop()
+
+    run(test)
+    assert len(gates) == 2
+
+
+def test_threads_that_hang_do_not_pile_up() -> None:
+    now = [0.0]
+    gate = Gate()
+    gate.close()
+    made: list[ScriptedBatcher] = []
+
+    def make_batcher() -> ScriptedBatcher:
+        made.append(ScriptedBatcher(parrot, gate))
+        return made[-1]
+
+    async def test() -> None:
+        engine = Engine(make_batcher, capacity=1, step_limit=30, clock=lambda: now[0])
+        engine.start()
+        for number in range(2 * STUCK):
+            generation = engine.generate(request(str(number)))
+            expected = min(number + 1, STUCK)
+            await until(lambda expected=expected: len(made) == expected)  # type: ignore[misc]
+            now[0] += 1000
+            engine.look_after()
+            assert isinstance(end_of(await collect(generation)), Failed)
+        with pytest.raises(EngineUnhealthy, match="hangs"):
+            await engine.check()
+        gate.open()
+        while True:
+            engine.look_after()
+            try:
+                await engine.check()
+                break
+            except EngineUnhealthy:
+                await asyncio.sleep(0)
+        await engine.stop()
+
+    run(test)
+    assert len(made) == STUCK + 1
+
+
+def test_after_a_switch_replies_under_way_end_where_they_began() -> None:
+    old, new = ScriptedBatcher(parrot, gate := Gate()), ScriptedBatcher(lambda _: ["new"])
+    gate.close()
+
+    async def test() -> None:
+        async with running(lambda: old, capacity=3) as engine:
+            first = engine.generate(request("a"))
+            permit = engine.reserve()
+            engine.switch(lambda: new, SPEAKER)
+            second = engine.generate(request("b"))
+            assert engine.speaker is SPEAKER
+            assert text_of(await collect(second)) == "new"
+            assert second.permit.speaker is SPEAKER
+            late = engine.generate(request("c", "old"), permit)  # its place is with the old model
+            with pytest.raises(EngineBusy):
+                [engine.reserve() for _ in range(2)]
+            gate.open()
+            assert text_of(await collect(first)) == "one two three "
+            assert text_of(await collect(late)) == "old "
+            assert first.permit.speaker is late.permit.speaker is not SPEAKER
+            await engine.check()
+
+    run(test)
+    assert [r.id for r in old.requests] == ["a", "c"]
+
+
+async def first_piece_then_a_step(gates: list[Gate], generation: Generation) -> None:
+    """Let the first batcher make one step, and wait until it is in the next."""
+    await until(lambda: bool(gates))
+    gates[0].let(1)
+    await anext(generation)
+    worker = generation.permit.station.worker
+    assert worker is not None
+    await until(lambda: worker.step_began is not None)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the other threads go on until it is so; the test's own time limit bounds it."""
+    for _ in itertools.count():
+        if condition():
+            return
+        await asyncio.sleep(0)

@@ -871,7 +871,7 @@ def test_without_its_database_a_say_is_refused_and_later_taken(
         async with chatting(server.address) as client:
             await client.hello()
             with monkeypatch.context() as patch:
-                patch.setattr(Store, "add_user_turn", locked)
+                patch.setattr(Store, "submit_user_turn", locked)
                 await client.send(Say(id="c", text="hello"))
                 error = await refusal(client)
                 assert (error.code, error.id) == ("busy", "c")
@@ -892,7 +892,7 @@ def test_a_reply_that_cannot_be_kept_is_made_again(
         async with chatting(server.address) as client:
             ready = await client.hello()
             with monkeypatch.context() as patch:
-                patch.setattr(Store, "add_reply", full)
+                patch.setattr(Store, "submit_reply", full)
                 await client.say("hello", "c")
                 while not isinstance(answer := await client.receive(), Error):
                     assert not isinstance(answer, Message)

@@ -217,7 +217,7 @@ def test_ready_means_a_token_and_a_write_and_asking_often_is_cheap() -> None:
         offload = Offload(1, "store")
         engine = Engine(lambda: ScriptedBatcher(parrot, gate), capacity=1, clock=lambda: now[0])
         engine.start()
-        backend = Backend(store, offload, engine, "tw-0", lambda: stopping[0])  # type: ignore[arg-type]
+        backend = Backend(store, offload, engine, lambda: stopping[0])  # type: ignore[arg-type]
         readiness = Readiness(backend, clock=lambda: now[0])
         for _ in range(5):
             assert await readiness.problem() is None

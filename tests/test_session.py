@@ -128,7 +128,7 @@ def test_requests_become_tasks() -> None:
     session = open_session()
     assert only(session.handle(Cancel(reply="r"))) == Stop("r")
     assert only(session.handle(Regenerate(reply="r", options={"top_k": 5}))) == Redo(
-        "r", DecodingOptions(temperature=0.7, top_k=5)
+        "r", {"top_k": 5}, DecodingOptions(temperature=0.7, top_k=5)
     )
     assert only(session.handle(Rate(message="m", rating="up", comment="good"))) == Judge("m", "up", "good")
 

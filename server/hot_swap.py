@@ -1,0 +1,112 @@
+"""Following the file that names the model in use, while the server runs.
+
+Once a second, and at once on SIGHUP, the models' directory is asked which model is meant. Another one is
+loaded and tried on a thread of its own; then new replies go to it, and those under way finish on the old one.
+One that cannot be used is logged, and the old one goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import torch
+
+from chatbot.model_directory import SUMS, ModelBundle, ModelDirectoryError, find_model
+from server import logs, models
+from server.engine import Engine
+from server.speaker import speaker_of
+from server.worker import Steps
+
+log = logging.getLogger(__name__)
+
+POLL: Final = 1.0
+"""Seconds between looks at the directory."""
+
+
+class Meant(NamedTuple):
+    """A model directory, and its hashes: another model under the same name is another model."""
+
+    path: Path
+    sums: bytes
+
+
+class HotSwap:
+    """load: a bundle on its device, or `ModelDirectoryError`. make_batcher: for a bundle."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        directory: Path,
+        rows: int,
+        load: Callable[[Path], ModelBundle],
+        make_batcher: Callable[[ModelBundle], Steps],
+    ) -> None:
+        self._engine = engine
+        self._directory = directory
+        self._rows = rows
+        self._load = load
+        self._make_batcher = make_batcher
+        self._seen: Meant | str | None = None
+        self._asked = asyncio.Event()
+
+    def look_now(self) -> None:
+        """Look at once, and try a model again that was refused."""
+        self._seen = None
+        self._asked.set()
+
+    async def follow(self, began_with: Path) -> None:
+        """Until cancelled. `began_with`: the model directory that the engine works with."""
+        self._seen = await asyncio.to_thread(self._look)
+        if isinstance(self._seen, Meant) and self._seen.path != began_with:
+            self._seen = None
+        while True:
+            try:
+                async with asyncio.timeout(POLL):
+                    await self._asked.wait()
+            except TimeoutError:
+                pass
+            self._asked.clear()
+            await self.look()
+
+    async def look(self) -> None:
+        """Switch if another model is meant than the last time, and it can be used."""
+        meant = await asyncio.to_thread(self._look)
+        if meant == self._seen:
+            return
+        self._seen = meant
+        if isinstance(meant, str):
+            logs.event(log, logging.ERROR, "model_refused", reason=meant)
+            return
+        try:
+            bundle = await asyncio.to_thread(self._open, meant.path)
+        except ModelDirectoryError as error:
+            logs.event(log, logging.ERROR, "model_refused", reason=str(error))
+            return
+        except Exception as error:  # noqa: BLE001 - out of memory, say: the old model goes on
+            logs.event(log, logging.ERROR, "model_refused", error=logs.place(error))
+            return
+        before = self._engine.speaker
+        if (bundle.fingerprint, bundle.defaults) == (before.fingerprint, before.defaults):
+            return
+        self._engine.switch(lambda: self._make_batcher(bundle), speaker_of(bundle, self._rows))
+        logs.event(log, logging.INFO, "model_switched", model=bundle.fingerprint, before=before.fingerprint)
+
+    def _look(self) -> Meant | str:
+        """The model that is meant, or why there is no telling."""
+        try:
+            path = find_model(self._directory)
+            return Meant(path, (path / SUMS).read_bytes())
+        except ModelDirectoryError as error:
+            return str(error)
+        except OSError as error:
+            return f"{self._directory}: {error.strerror}"
+
+    def _open(self, path: Path) -> ModelBundle:
+        torch.set_num_threads(1)  # of this thread: replies under way have the rest
+        bundle = self._load(path)
+        models.try_out(bundle, self._rows)
+        return bundle

@@ -1,0 +1,100 @@
+"""What `python -m server models …` and `python -m server verify …` print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from chatbot import model_directory
+from chatbot.model_directory import ModelDirectoryError
+from server import database, models, settings
+from server.models import Change, Entry
+from server.verify import Finding, Verifier
+
+
+def list_models(arguments: Namespace) -> int:
+    def work(directory: Path) -> None:
+        found = models.entries(directory)
+        if arguments.json:
+            print(json.dumps([asdict(entry) for entry in found], ensure_ascii=False))
+        else:
+            print("\n".join(map(_line, found)) or "no model")
+
+    return _with_models(arguments, work)
+
+
+def promote(arguments: Namespace) -> int:
+    rows = settings.load(arguments).rows
+    return _with_models(
+        arguments, lambda directory: _report(arguments, models.promote(directory, arguments.model, rows=rows))
+    )
+
+
+def rollback(arguments: Namespace) -> int:
+    rows = settings.load(arguments).rows
+    return _with_models(
+        arguments, lambda directory: _report(arguments, models.rollback(directory, rows=rows))
+    )
+
+
+def verify(arguments: Namespace) -> int:
+    told = settings.load(arguments)
+    db = database.connect(told.database_url)
+    try:
+        database.require_newest(db)
+        verifier = Verifier(db, _directory(told), arguments.tolerance)
+        findings = verifier.verify(arguments.conversation)
+    finally:
+        db.dispose()
+    counts = Counter(finding.verdict for finding in findings)
+    if arguments.json:
+        replies = [asdict(finding) for finding in findings]
+        print(json.dumps({"conversation": arguments.conversation, "replies": replies, "counts": counts}))
+    else:
+        _print_findings(findings)
+        print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "no replies")
+    return 1 if counts["mismatch"] else 0
+
+
+def _print_findings(findings: Sequence[Finding]) -> None:
+    for finding in findings:
+        by = f" off by {finding.difference:.2g}" if finding.difference is not None else ""
+        why = f" ({finding.reason})" if finding.reason else ""
+        print(f"{finding.seq:>5}  {finding.model or '-':<19}  {finding.verdict}{why}{by}")
+
+
+def _directory(told: settings.Settings) -> Path:
+    return told.models or model_directory.SHIPPED
+
+
+def _with_models(arguments: Namespace, work: Callable[[Path], None]) -> int:
+    try:
+        work(_directory(settings.load(arguments)))
+    except ModelDirectoryError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _report(arguments: Namespace, change: Change) -> None:
+    if arguments.json:
+        print(json.dumps(asdict(change)))
+    else:
+        before = f", in place of {change.before}" if change.before not in (None, change.model) else ""
+        print(f"{change.model} ({change.fingerprint}) is in use{before}")
+
+
+def _line(entry: Entry) -> str:
+    mark = "*" if entry.in_use else " "
+    since = f"  since {entry.promoted_at}" if entry.promoted_at and entry.in_use else ""
+    what = entry.card if entry.problem is None else f"cannot be used: {entry.problem}"
+    size = f"{entry.bytes / 1e6:.1f} MB"
+    return f"{mark} {entry.fingerprint or '-':<19}  {entry.name:<20}  {size:>9}{since}  {what}"

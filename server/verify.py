@@ -1,0 +1,214 @@
+"""Whether logged replies are what their model says: each is made again, and scored again.
+
+    exact              the same tokens came out, with the logged log-probabilities
+    within tolerance   other tokens came out, but the model gives the logged ones the logged log-probabilities
+    mismatch           it does not
+    cannot             there is nothing to compare with, and why
+
+Arithmetic in another order (other rows in the batch, another machine) moves log-probabilities in their last
+digits, and now and then a choice between two tokens that are equally good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from sqlalchemy import Engine, select
+
+from chatbot import model_directory
+from chatbot.batcher import Batcher
+from chatbot.model_directory import ModelBundle
+from chatbot.options import DecodingOptions, OptionError
+from chatbot.replies import Failed, Finished, Reply, ReplyRequest
+from chatbot.terms import rows_needed
+from chatbot.tokenizer import clip_turn
+from chatbot.transcripts import Role
+from server import models
+from server.conversations import storable
+from server.database import reading
+from server.store_errors import UnknownConversation
+from server.tables import Conversation, Generation, Message
+
+TOLERANCE: Final = 0.01
+"""Nats by which a log-probability may differ from the logged one."""
+
+Verdict = Literal["exact", "within tolerance", "mismatch", "cannot"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """seq: the reply's number in its conversation. difference: the largest of a log-probability, in nats."""
+
+    seq: int
+    message: str
+    model: str | None
+    verdict: Verdict
+    reason: str = ""
+    tokens: int = 0
+    difference: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """A message, and how it was made if a model made it."""
+
+    seq: int
+    id: str
+    role: Role
+    text: str
+    answers: str | None
+    made: Any = None
+
+
+class Verifier:
+    """Checks conversations of one database against the models in one directory, each loaded once."""
+
+    def __init__(self, db: Engine, directory: Path, tolerance: float = TOLERANCE) -> None:
+        self._db = db
+        self._directory = directory
+        self._tolerance = tolerance
+        self._bundles: dict[str, ModelBundle | None] = {}
+
+    def verify(self, conversation: str) -> list[Finding]:
+        """A finding for each reply, in order. Raises `UnknownConversation` and `StoreUnavailable`."""
+        logged = self._logged(conversation)
+        return [self._check(logged, reply) for reply in logged if reply.role == "agent"]
+
+    def _logged(self, conversation: str) -> list[Logged]:
+        messages = (
+            select(
+                Message.seq,
+                Message.id,
+                Message.role,
+                Message.text,
+                Message.answers,
+                Generation.model,
+                Generation.options,
+                Generation.seed,
+                Generation.token_ids,
+                Generation.logprobs,
+                Generation.finish_reason,
+            )
+            .outerjoin(Generation, Generation.message_id == Message.id)
+            .where(Message.conversation_id == conversation)
+            .order_by(Message.seq)
+        )
+        with reading(self._db) as connection:
+            if connection.scalar(select(Conversation.id).where(Conversation.id == conversation)) is None:
+                raise UnknownConversation(conversation)
+            rows = connection.execute(messages).all()
+        return [
+            Logged(row.seq, row.id, row.role, row.text, row.answers, None if row.model is None else row)
+            for row in rows
+        ]
+
+    def _bundle(self, fingerprint: str) -> ModelBundle | None:
+        if fingerprint not in self._bundles:
+            path = models.by_fingerprint(self._directory, fingerprint)
+            self._bundles[fingerprint] = None if path is None else model_directory.load(path)
+        return self._bundles[fingerprint]
+
+    def _check(self, logged: Sequence[Logged], reply: Logged) -> Finding:
+        made = reply.made
+        if made is None:
+            return Finding(reply.seq, reply.id, None, "cannot", "no model made it")
+
+        def found(verdict: Verdict, reason: str = "", difference: float | None = None) -> Finding:
+            size = len(made.token_ids)
+            return Finding(reply.seq, reply.id, made.model, verdict, reason, size, difference)
+
+        bundle = self._bundle(made.model)
+        if bundle is None:
+            return found("cannot", f"its model is not in {self._directory}")
+        if _changed(bundle, reply):
+            return found("cannot", "its text is not what was logged with it: it was masked or changed since")
+        turns, changed = self._read_before(logged, reply)
+        if not turns:
+            return found("cannot", "the turn it answers is gone")
+        if changed:
+            return found("cannot", "an earlier reply was masked or changed since")
+        try:
+            options = DecodingOptions.checked({**made.options, "seed": made.seed})
+        except OptionError as error:
+            return found("cannot", f"its options are not understood: {error.field}")
+        if any(token >= bundle.config.vocab_size for token in made.token_ids):
+            return found("mismatch", "it holds tokens that its model does not have")
+        if len(made.token_ids) != len(made.logprobs):
+            return found("mismatch", "it has not one log-probability for each token")
+        difference = _difference(score(bundle, turns, made.token_ids), made.logprobs)
+        if difference > self._tolerance:
+            return found("mismatch", "its log-probabilities are not those of its model", difference)
+        again = make(bundle, turns, options)
+        if again is None:
+            return found("cannot", "its model cannot follow its options alone", difference)
+        cancelled = made.finish_reason == "cancelled"
+        tokens = again.token_ids[: len(made.token_ids)] if cancelled else again.token_ids
+        if tuple(tokens) == tuple(made.token_ids):
+            return found("exact", "cancelled: its beginning is checked" if cancelled else "", difference)
+        return found("within tolerance", "other tokens came out", difference)
+
+    def _read_before(
+        self, logged: Sequence[Logged], reply: Logged
+    ) -> tuple[tuple[tuple[Role, str], ...], bool]:
+        """What the model read to make `reply`, as the conversation stood then, and whether some of it is
+        known to have changed since.
+        """
+        before = [message for message in logged if message.seq < reply.seq]
+        latest = {message.answers: message for message in before if message.role == "agent"}
+        turns: list[tuple[Role, str]] = []
+        changed = False
+        for message in before:
+            if message.role != "user":
+                continue
+            turns.append(("user", message.text))
+            if message.id == reply.answers:
+                return tuple(turns), changed
+            answer = latest.get(message.id)
+            if answer is not None and answer.text.strip():
+                turns.append(("agent", answer.text))
+                known = self._bundle(answer.made.model) if answer.made is not None else None
+                changed |= known is not None and _changed(known, answer)
+        return (), changed
+
+
+def make(bundle: ModelBundle, turns: Sequence[tuple[Role, str]], options: DecodingOptions) -> Reply | None:
+    """The reply, alone in its batcher; None when the batcher fails it."""
+    batcher = Batcher(bundle, rows=rows_needed(options), waiting=1)
+    batcher.submit(ReplyRequest("again", tuple(turns), options))
+    while not batcher.idle:
+        for event in batcher.step():
+            if isinstance(event, Failed):
+                return None
+            if isinstance(event, Finished):
+                return event.reply
+    return None
+
+
+def score(bundle: ModelBundle, turns: Sequence[tuple[Role, str]], tokens: Sequence[int]) -> list[float]:
+    """The log-probability of each of `tokens`, natural logarithm, given those before it."""
+    model, tokenizer, limit = bundle.model, bundle.tokenizer, bundle.config.max_turn_tokens
+    conversation = [clip_turn(turn, limit) for turn in tokenizer.encode_turns(turns)]
+    logprobs: list[float] = []
+    with torch.inference_mode():
+        state, memory = model.start(model.encode_conversations([conversation]))
+        last = tokenizer.agent_id
+        for token in tokens:
+            logits, state, _ = model.step(torch.tensor([last], device=state.device), state, memory)
+            logprobs.append(float(logits.log_softmax(1)[0, token]))
+            last = token
+    return logprobs
+
+
+def _difference(one: Sequence[float], other: Sequence[float]) -> float:
+    return max((abs(a - b) for a, b in zip(one, other, strict=True)), default=0.0)
+
+
+def _changed(bundle: ModelBundle, reply: Logged) -> bool:
+    """Whether a reply's text is other than what its tokens say."""
+    if any(token >= bundle.config.vocab_size for token in reply.made.token_ids):
+        return False  # that is another fault, and is said by its own name
+    return reply.text != storable(bundle.tokenizer.decode(reply.made.token_ids))

@@ -1,0 +1,131 @@
+"""Another model takes over while people are talking: no reply fails, and each is of the model it names."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from chatbot.model_directory import ACTIVE, ModelBundle, load
+from chatbot.tokenizer import Tokenizer
+from server import database, models
+from server.engine import Engine
+from server.hot_swap import HotSwap
+from server.speaker import speaker_of
+from server.verify import Verifier
+from tests.chat_client import ChatClient, chatting
+from tests.live_server import server_process, serving
+from tests.models import seal_tiny
+from tests.scripted_batcher import ScriptedBatcher, parrot
+
+CHATS = 8
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_tokenizer: Tokenizer) -> Path:
+    """Two models, `one` in use."""
+    found = tmp_path / "models"
+    for seed, name in enumerate(("one", "two")):
+        seal_tiny(found / name, tiny_tokenizer, seed)
+    (found / ACTIVE).write_text("one\n")
+    return found
+
+
+async def talk_until(client: ChatClient, model: str) -> list[str]:
+    """Say one thing after another until `model` replies; the models of all replies. No error may come."""
+    seen: list[str] = []
+    while seen[-1:] != [model]:
+        await client.say("Hello", decoding="sample", min_tokens=6)
+        reply = await client.reply()
+        seen.append(reply.model or "")
+    return seen
+
+
+def version(address: str) -> str:
+    with urllib.request.urlopen(f"{address}/version", timeout=20) as response:
+        return str(json.load(response)["model"])
+
+
+def test_promotion_and_rollback_under_load_lose_no_reply(folder: Path, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'turnwise.db'}"
+    one, two = (load(folder / name).fingerprint for name in ("one", "two"))
+    conversations: list[str] = []
+
+    async def test(address: str) -> None:
+        async with asyncio.timeout(90):
+            await asyncio.gather(*(chat(address, number) for number in range(CHATS)))
+
+    async def chat(address: str, number: int) -> None:
+        async with chatting(address) as client:
+            conversations.append((await client.hello()).conversation)
+            assert await talk_until(client, one) == [one]
+            if number == 0:
+                await asyncio.to_thread(models.promote, folder, "two")
+            assert set(await talk_until(client, two)) <= {one, two}
+            if number == 0:
+                await asyncio.to_thread(models.rollback, folder)
+            assert set(await talk_until(client, one)) <= {one, two}
+
+    with serving(url, folder) as server:
+        asyncio.run(test(server.address))
+        assert version(server.address) == one
+    db = database.connect(url)
+    found = [finding for each in conversations for finding in Verifier(db, folder).verify(each)]
+    db.dispose()
+    assert {finding.model for finding in found} == {one, two}
+    assert {finding.verdict for finding in found} <= {"exact", "within tolerance"}
+
+
+def test_a_process_follows_and_is_not_killed_by_sighup(folder: Path, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'turnwise.db'}"
+    database.upgrade(url)
+    two = load(folder / "two").fingerprint
+
+    async def talk(address: str) -> None:
+        async with asyncio.timeout(60), chatting(address) as client:
+            await client.hello()
+            await talk_until(client, two)
+        async with chatting(address) as client:
+            assert (await client.hello()).model == two
+
+    with server_process(url, folder) as server:
+        models.promote(folder, "two")
+        server.process.send_signal(signal.SIGHUP)
+        asyncio.run(talk(server.address))
+        assert server.terminate() == 0
+
+
+def test_a_model_that_cannot_be_used_changes_nothing(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bundle = load(folder / "one")
+    opened: list[Path] = []
+
+    def opening(path: Path) -> ModelBundle:
+        opened.append(path)
+        return load(path)
+
+    async def test() -> None:
+        engine = Engine(lambda: ScriptedBatcher(parrot), capacity=1, speaker=speaker_of(bundle, 8))
+        engine.start()
+        swap = HotSwap(engine, folder, 8, opening, lambda _: ScriptedBatcher(parrot))
+        (folder / "two" / "config.json").write_text("{}")
+        (folder / ACTIVE).write_text("two\n")
+        for _ in range(2):
+            await swap.look()
+        assert opened == [folder / "two"]  # once, not every second
+        (folder / ACTIVE).write_text("nobody\n")
+        await swap.look()
+        assert engine.speaker.fingerprint == bundle.fingerprint
+        await engine.check()
+        await engine.stop()
+
+    with caplog.at_level(logging.ERROR, "server"):
+        asyncio.run(test())
+    reasons = [record.__dict__["fields"]["reason"] for record in caplog.records]
+    assert [record.getMessage() for record in caplog.records] == ["model_refused"] * 2
+    assert "config.json" in reasons[0]
+    assert "'nobody'" in reasons[1]
