@@ -91,7 +91,6 @@ class FakeChat:
         self.tokens: set[str] = set()
         self.faults: list[Fault] = []
         self.errors: list[Frame] = []
-        self.ratings: list[Frame] = []
         self.replying = asyncio.Event()
         self.heard = asyncio.Condition()
 
@@ -128,14 +127,15 @@ class FakeChat:
 
         self.act(go_on)
 
-    def wait_for_says(self, count: int) -> None:
-        """Returns when clients have said something for the ``count``-th time."""
+    def wait_for(self, kind: str, count: int) -> list[Frame]:
+        """The frames of one type, as soon as clients have sent ``count`` of them."""
 
         async def wait() -> None:
             async with self.heard:
-                await self.heard.wait_for(lambda: len(self.of_type("say")) >= count)
+                await self.heard.wait_for(lambda: len(self.of_type(kind)) >= count)
 
         self.act(wait)
+        return self.of_type(kind)
 
     def finish(self, reason: str = "stop", **extra: Any) -> None:
         self.act(lambda: self._finish(self.talk, reason, extra))
@@ -268,7 +268,6 @@ class FakeChat:
             old = next(message for message in talk.messages if message.get("reply") == frame["reply"])
             await self._reply(talk, Reply(uuid.uuid4().hex, old["answers"], replaces=old["message"]))
         elif kind == "rate":
-            self.ratings.append(frame)
             await _send(socket, {"type": "rated", "message": frame["message"], "rating": frame["rating"]})
         elif kind == "ping":
             await _send(socket, {"type": "pong"})

@@ -187,7 +187,7 @@ def test_a_reply_is_rated_with_a_comment(page: Page, chat: FakeChat) -> None:
     page.keyboard.press("Enter")
     expect(page.locator(".comment")).to_have_count(0)
     expect(thumb).to_be_focused()
-    assert [(one["rating"], one.get("comment")) for one in chat.ratings] == [
+    assert [(one["rating"], one.get("comment")) for one in chat.wait_for("rate", 2)] == [
         ("down", None),
         ("down", "It only repeats me."),
     ]
@@ -202,7 +202,7 @@ def test_a_rating_is_changed_and_taken_back(page: Page, chat: FakeChat) -> None:
     down.click()
     expect(down).to_have_attribute("aria-pressed", "false")
     expect(page.locator(".comment")).to_have_count(0)
-    assert [one["rating"] for one in chat.ratings] == ["up", "down", None]
+    assert [one["rating"] for one in chat.wait_for("rate", 3)] == ["up", "down", None]
 
 
 def test_a_rating_given_without_a_connection_arrives_later(page: Page, chat: FakeChat) -> None:
@@ -214,7 +214,7 @@ def test_a_rating_given_without_a_connection_arrives_later(page: Page, chat: Fak
     chat.come_back()
     page.get_by_role("button", name="Try now").click()
     expect(page.locator("#banner")).to_be_hidden()
-    assert [one["rating"] for one in chat.ratings] == ["up"]
+    assert [one["rating"] for one in chat.wait_for("rate", 1)] == ["up"]
 
 
 def test_escape_in_the_comment_puts_only_the_comment_away(page: Page, chat: FakeChat) -> None:
@@ -485,6 +485,7 @@ def test_a_reply_that_failed_is_asked_for_again(page: Page, chat: FakeChat) -> N
     expect(page.locator(".failure")).to_contain_text("The reply could not be finished.")
     page.get_by_role("button", name="Ask again").click()
     expect(page.locator(".failure")).to_be_hidden()
+    chat.wait_for("say", 2)
     chat.stream("Here you are.")
     chat.finish()
     shown(page, "Tell me", "Here you are.")
@@ -499,7 +500,7 @@ def test_a_reply_that_found_no_room_is_asked_for_again_by_itself(page: Page, cha
     name = said_frames(chat)[0]["id"]
     chat.tell({"type": "error", "code": "busy", "message": "full", "id": name, "retry_after": 0.2})
     expect(page.locator(".streaming")).to_be_visible()
-    chat.wait_for_says(2)
+    chat.wait_for("say", 2)
     chat.stream("Here you are.")
     chat.finish()
     shown(page, "Tell me", "Here you are.")
