@@ -6,8 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
+from chatbot.config import ModelConfig
 from server.settings import Settings, variable
+from training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -74,3 +77,19 @@ def test_the_service_of_the_deployment_guide_waits_for_running_replies() -> None
 
     assert patience
     assert float(patience[1]) > Settings().drain_seconds
+
+
+@pytest.mark.parametrize(
+    ("page", "shape"), [("models.md", ModelConfig), ("training.md", TrainConfig)], ids=["model", "training"]
+)
+def test_every_field_of_a_configuration_is_documented_with_its_default(
+    page: str, shape: type[BaseModel]
+) -> None:
+    rows = dict(
+        re.findall(r"^\| `(\w+)` \| (.*?) \|", (ROOT / "docs" / page).read_text("utf-8"), re.MULTILINE)
+    )
+    for field, info in shape.model_fields.items():
+        if field != "model":
+            words = {True: "true", False: "false", None: "none"}
+            shown = words[info.default] if isinstance(info.default, bool | None) else str(info.default)
+            assert rows[field].strip("`") == shown.replace("(", "[").replace(")", "]"), field
