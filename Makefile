@@ -12,6 +12,9 @@ RUNTIME := $(VENV)/.runtime-$(shell cat requirements.txt | cksum | tr ' ' '-')
 DEV := $(VENV)/.dev-$(shell cat requirements.txt requirements-dev.txt | cksum | tr ' ' '-')
 PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check --no-input
 
+# Those that need nothing but the project; benchmarks.learning needs JoeyNMT and transcripts.
+BENCHMARKS := committing decoding training
+
 # One thread for each test process: two processes that each start a thread per core are slower than one that does.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
@@ -45,8 +48,7 @@ docs: $(DEV) ## Check the docs against the code: links, settings, messages, comm
 	$(PYTEST) -q -k "doc and not slow" $(ARGS)
 
 bench: $(RUNTIME) ## Measure: one JSON line a figure
-	@for file in $$(grep -l '^if __name__' benchmarks/*.py); do \
-	  $(PY) -m benchmarks.$$(basename $$file .py) $(ARGS) || exit 1; done
+	@for name in $(BENCHMARKS); do $(PY) -m benchmarks.$$name $(ARGS) || exit 1; done
 
 # A lock holds for every build of torch, so neither the build's name nor the CUDA packages it brings are in it.
 FREEZE := .lock/bin/python -m pip freeze --all --exclude pip --exclude turnwise \

@@ -35,13 +35,13 @@ def interleaved(runs: int, *work: Callable[[], object], warm_up: int = 2) -> lis
 
 
 def report(name: str, value: float, unit: str, reference: float, of: str, **more: object) -> None:
-    """One figure; ``ratio`` is value over reference, medians both."""
+    """One figure; ``ratio`` is value over reference, medians both, None for a reference of 0."""
     figure = {
         "name": name,
         "value": round(value, 3),
         "unit": unit,
         "reference": round(reference, 3),
         "reference_is": of,
-        "ratio": round(value / reference, 3),
+        "ratio": round(value / reference, 3) if reference else None,
     }
     print(json.dumps(figure | more), flush=True)

@@ -7,13 +7,14 @@ with ``--joeynmt PYTHON``, an interpreter that has JoeyNMT, its recurrent model 
 sizes.
 
 Dialogues: replies learned a second from whole dialogues, beside pairs that read the last W tokens again for
-every reply (``encoder = "window"``), for growing W. ``--dialogues FILE`` takes real ones.
+every reply, for growing W: with this project's kernels and packing (``encoder = "window"``), and as JoeyNMT
+learns such pairs, 64 of similar length at a time. ``--dialogues FILE`` takes real ones.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -59,7 +60,7 @@ def main() -> None:
         for precision in ("fp32", "bf16"):
             pairs(args.runs, device, precision, args.joeynmt)
     if args.only != "pairs":
-        dialogues(args.runs, device, args.dialogues)
+        dialogues(args.runs, device, args.dialogues, args.joeynmt)
 
 
 # ---- Pairs -------------------------------------------------------------------------------------------------
@@ -180,8 +181,8 @@ def random_pairs() -> Corpus:
 # ---- Dialogues ---------------------------------------------------------------------------------------------
 
 
-def dialogues(runs: int, device: torch.device, file: Path | None) -> None:
-    """Whole dialogues in one pass, beside a window of the last tokens read again for every reply."""
+def dialogues(runs: int, device: torch.device, file: Path | None, joeynmt: str | None) -> None:
+    """Whole dialogues in one pass, beside the last tokens read again for every reply."""
     corpus = real_dialogues(file) if file else random_dialogues([[14] * 22 for _ in range(60)])
     dtype = choose_precision("auto", device)
     plan = plan_epoch(corpus, budget=BATCH_TOKENS, seed=0, epoch=0)
@@ -189,18 +190,42 @@ def dialogues(runs: int, device: torch.device, file: Path | None) -> None:
     for tokens in CONTEXTS:
         ours = learner(MODEL_S.model_copy(update={"memory_tokens": tokens}), batch, device, dtype)
         window = MODEL_S.model_copy(update={"memory_tokens": tokens, "encoder": "window"})
-        own, other = interleaved(runs, ours, learner(window, batch, device, dtype))
+        steps = [ours, learner(window, batch, device, dtype)]
+        names = [f"the last {tokens} tokens read again for every reply"]
+        peer = None
+        if joeynmt:
+            pairs = list(reply_pairs(corpus, plan[0].tolist(), tokens))
+            peer = Peer(joeynmt, torch.get_num_threads(), pairs)
+            steps.append(peer.step)
+            names.append(f"JoeyNMT 2.3, recurrent with attention, pairs with the last {tokens} tokens")
+        own, *others = interleaved(runs, *steps)
         replies = len(batch.reply_turn)
-        report(
-            f"training_dialogues_{tokens}",
-            replies / own.median,
-            "replies/s",
-            replies / other.median,
-            f"the last {tokens} tokens read again for every reply",
-            device=str(device),
-            threads=torch.get_num_threads(),
-            replies=replies,
-        )
+        for name, timing in zip(names, others, strict=True):
+            report(
+                f"training_dialogues_{tokens}",
+                replies / own.median,
+                "replies/s",
+                replies / timing.median,
+                name,
+                device=str(device),
+                threads=torch.get_num_threads(),
+                replies=replies,
+            )
+        if peer is not None:
+            peer.close()
+
+
+def reply_pairs(
+    corpus: Corpus, dialogues: Sequence[int], context: int
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Every reply of some dialogues without its role and end, after the last tokens before it."""
+    for dialogue in dialogues:
+        first, end = corpus.dialogue_start[dialogue], corpus.dialogue_start[dialogue + 1]
+        for turn in range(first, end):
+            if corpus.turn_is_reply[turn]:
+                begin, stop = corpus.turn_start[turn], corpus.turn_start[turn + 1]
+                before = corpus.tokens[max(corpus.turn_start[first], begin - context) : begin]
+                yield before.tolist(), corpus.tokens[begin + 1 : stop - 1].tolist()
 
 
 def real_dialogues(file: Path) -> Corpus:

@@ -6,10 +6,12 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import decoding, joeynmt_peer, training
 from benchmarks.figures import interleaved
+from training.corpus import Corpus
 
 KEYS = {"name", "value", "unit", "reference", "reference_is", "ratio"}
 
@@ -40,6 +42,7 @@ def test_training_is_measured_beside_its_references(
 
 PEER = """
 import sys
+assert sys.stdin.readline() == "[]\\n"
 print("ready", flush=True)
 for _ in sys.stdin:
     print("done", flush=True)
@@ -60,6 +63,21 @@ def test_a_peer_takes_a_step_when_asked(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises((RuntimeError, BrokenPipeError)):
         ending.step()
     ending.close()
+
+
+def test_the_pairs_of_a_dialogue_hold_what_came_before() -> None:
+    corpus = Corpus(
+        tokens=np.array([1, 5, 3, 2, 6, 7, 3, 1, 8, 3, 2, 9, 3, 1, 5, 3, 2, 4, 3], np.uint32),
+        turn_start=np.array([0, 3, 7, 10, 13, 16, 19]),
+        turn_is_reply=np.array([False, True] * 3),
+        turn_weight=np.ones(6, np.float32),
+        dialogue_start=np.array([0, 4, 6]),
+    )
+    assert list(training.reply_pairs(corpus, [1, 0], 5)) == [
+        ([1, 5, 3], [4]),
+        ([1, 5, 3], [6, 7]),
+        ([7, 3, 1, 8, 3], [9]),
+    ]
 
 
 def test_decoding_is_measured_beside_the_bare_step(
