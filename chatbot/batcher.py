@@ -25,15 +25,25 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from chatbot.beam import Beam
+from chatbot.beam import Beam, Shortlist
 from chatbot.decoder import Bundle
-from chatbot.decoding import constrain, derived_seed
+from chatbot.decoding import constrain, derived_seed, likeliest
 from chatbot.flight import Flight, Strand
 from chatbot.lines import Growing, Line, Lines, Trail, extend_lines
 from chatbot.options import DecodingOptions, OptionError
 from chatbot.readings import Reader, Readings, promised
 from chatbot.repeats import EarlierReplies
-from chatbot.replies import Alternative, Event, Failed, Finished, FinishReason, Piece, Reply, ReplyRequest
+from chatbot.replies import (
+    Alternative,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Load,
+    Piece,
+    Reply,
+    ReplyRequest,
+)
 from chatbot.reranking import Rerankers, reranks
 from chatbot.rules import Rules
 from chatbot.slots import Slots
@@ -132,6 +142,11 @@ class Batcher:
     def idle(self) -> bool:
         """Whether a step would have nothing to do."""
         return not self._waiting and not self._readers and not self._flights
+
+    @property
+    def load(self) -> Load:
+        """What it is busy with."""
+        return Load(self._rows - self._slots.free, len(self._waiting) + len(self._readers))
 
     def step(self) -> list[Event]:
         """One token further for every reply in flight. Pieces of a reply come in order, then its end."""
@@ -308,9 +323,11 @@ class Batcher:
         if not every:
             return
         rows = [strand.row for strand in every]
-        logits = logits[rows]
-        logprobs = logits.log_softmax(1)
+        if rows != list(range(len(logits))):
+            logits = logits[rows]
+        logprobs = logits if self._bundle.model.gives_logprobs else logits.log_softmax(1)
         scores = constrain(logits, logprobs, [strand.path for strand in every])
+        best = _shortlist(live, scores)
         growing: list[Growing] = []
         moved: list[tuple[int, int]] = []
         first = 0
@@ -320,7 +337,8 @@ class Batcher:
             notes = flight.notes(logprobs[span], looks) if flight.takes_notes else None
             if isinstance(flight.search, Beam):
                 seen = flight.seen(looks)
-                parents = flight.search.advance(scores[span], logprobs[span], seen, notes)
+                shortlist = best.rows(span) if best is not None and flight.search.shortlist else None
+                parents = flight.search.advance(scores[span], logprobs[span], seen, notes, shortlist)
                 moved += zip(flight.rows, (flight.rows[parent] for parent in parents), strict=False)
             else:
                 growing += flight.growing(strands, first, notes)
@@ -329,6 +347,18 @@ class Batcher:
         self._slots.copy_states([target for target, _ in moved], [source for _, source in moved])
         for row, state in extend_lines(growing, scores, logprobs, states):
             self._slots.restore(row, state)
+
+
+def _shortlist(live: Live, scores: Tensor) -> Shortlist | None:
+    """The best of ``scores`` (paths, V) of all beams at once; rows that are of none are looked at with them.
+
+    None where no beam asks for it.
+    """
+    size = max((flight.search.shortlist for flight, _ in live if isinstance(flight.search, Beam)), default=0)
+    if not size:
+        return None
+    values, ids = likeliest(scores, min(size, scores.shape[1]))
+    return Shortlist(values.tolist(), ids.tolist())
 
 
 def _search(

@@ -79,6 +79,18 @@ class _Candidate(NamedTuple):
     parent: int  # its row in the group
     token: int
     total: float
+    score: float  # of the token alone
+
+
+class Shortlist(NamedTuple):
+    """The best scores of each row, found for many replies at once, in descending order."""
+
+    scores: list[list[float]]
+    ids: list[list[int]]
+    """Of equal scores, any; the last of a row is there to tell whether it equals the one before."""
+
+    def rows(self, span: slice) -> Shortlist:
+        return Shortlist(self.scores[span], self.ids[span])
 
 
 class _Record(NamedTuple):
@@ -125,6 +137,7 @@ class Beam:
         self._end_id = end_id
         self._same = same
         self._groups = [_Group() for _ in range(options.beam_groups)]
+        self._unchanged = options.repetition_penalty == 1
         self._seen: Tensor | None = None  # (live, I) attention of each live path so far
 
     @property
@@ -136,18 +149,26 @@ class Beam:
     def done(self) -> bool:
         return not any(group.live for group in self._groups)
 
+    @property
+    def shortlist(self) -> int:
+        """How many of the best scores of each row `advance` would like to be given; 0 for none."""
+        return 0 if len(self._groups) > 1 else self._width + 2
+
     def advance(
         self,
         scores: Tensor,
         logprobs: Tensor,
         attention: Tensor | None = None,
         notes: Sequence[Note] | None = None,
+        best: Shortlist | None = None,
     ) -> list[int]:
         """Extend the live paths by one token.
 
         ``scores`` (live, V) after all constraints guide the search, ``logprobs`` (live, V) are only recorded.
         ``attention`` (live, I) are the weights in this step of the tokens that a reply should look at; they
         are not needed without a coverage penalty. ``notes`` of the live paths are kept, if there are any.
+        ``best`` are the `shortlist` best of ``scores``, or more; then scores that no penalty has changed are
+        log-probabilities.
         Returns the old row of each path that lives on, (new live,): where its decoder state is to be taken
         from.
         """
@@ -160,7 +181,7 @@ class Beam:
             rows = slice(first, first + len(group.live))
             if group.live:
                 chosen = self._extend_group(
-                    group, scores[rows], logprobs[rows], taken, self._records(rows, notes)
+                    group, scores[rows], logprobs[rows], taken, self._records(rows, notes), best
                 )
                 parents += [first + candidate.parent for candidate in chosen[: len(group.live)]]
                 taken.update(candidate.token for candidate in chosen)
@@ -199,11 +220,15 @@ class Beam:
         logprobs: Tensor,
         taken: Counter[int],
         records: Sequence[_Record],
+        best: Shortlist | None,
     ) -> list[_Candidate]:
         """Extend the live paths of a group. Returns what was chosen to live on, also if it no longer does."""
-        chosen, ended = self._select(self._candidates(group, scores, taken))
+        chosen, ended = self._select(self._candidates(group, scores, taken, best))
         both = [*chosen, *ended]
-        recorded = logprobs[[c.parent for c in both], [c.token for c in both]].tolist() if both else []
+        if best is not None and self._unchanged:
+            recorded = [c.score for c in both]
+        else:
+            recorded = logprobs[[c.parent for c in both], [c.token for c in both]].tolist() if both else []
         extended = [
             self._extend(group.live[c.parent], c, p, records[c.parent])
             for c, p in zip(both, recorded, strict=True)
@@ -217,18 +242,51 @@ class Beam:
             group.live = []
         return chosen
 
-    def _candidates(self, group: _Group, scores: Tensor, taken: Counter[int]) -> list[_Candidate]:
+    def _candidates(
+        self, group: _Group, scores: Tensor, taken: Counter[int], best: Shortlist | None
+    ) -> list[_Candidate]:
         """Continuations worth a look, best first; ties go to the earlier path, then to the smaller token.
 
         The ``width + 1`` best of each row (and what ties with the last) are enough: one may be the end.
         """
+        siblings = None if best is None else self._listed(best)
+        if siblings is None:
+            siblings = self._found(scores, taken)
+        candidates = [
+            _Candidate(
+                path.total - cost - self._sibling_penalty * place, row, token, path.total + score, score
+            )
+            for row, path in enumerate(group.live)
+            for place, (cost, token, score) in enumerate(sorted(siblings[row]))
+        ]
+        return sorted(candidates, key=lambda c: (-c.rank, c.parent, c.token))
+
+    def _listed(self, best: Shortlist) -> list[list[tuple[float, int, float]]] | None:
+        """For each row, what is worth a look: its score with the sign turned, its id, its score. None where
+        the list is too short to tell.
+        """
+        size = self._width + 1
+        for values in best.scores:
+            if len(values) > size and values[size] == values[size - 1] > FORBIDDEN:
+                return None
+        return [
+            [
+                (-score, token, score)
+                for score, token in zip(values[:size], ids, strict=False)
+                if score > FORBIDDEN
+            ]
+            for values, ids in zip(best.scores, best.ids, strict=True)
+        ]
+
+    def _found(self, scores: Tensor, taken: Counter[int]) -> list[list[tuple[float, int, float]]]:
+        """The same from all ``scores`` (live, V), with what the groups before have ``taken``."""
         guided = scores
         if taken and self._group_penalty:
             guided = scores.clone()
             guided[:, list(taken)] -= self._group_penalty * scores.new_tensor(list(taken.values()))
         floor = guided.topk(min(self._width + 1, scores.shape[1]), dim=1).values[:, -1:]
         rows, tokens = torch.nonzero((guided >= floor) & (guided > FORBIDDEN), as_tuple=True)
-        siblings: list[list[tuple[float, int, float]]] = [[] for _ in group.live]
+        siblings: list[list[tuple[float, int, float]]] = [[] for _ in scores]
         for row, token, rank, score in zip(
             rows.tolist(),
             tokens.tolist(),
@@ -237,12 +295,7 @@ class Beam:
             strict=True,
         ):
             siblings[row].append((-rank, token, score))
-        candidates = [
-            _Candidate(path.total - cost - self._sibling_penalty * place, row, token, path.total + score)
-            for row, path in enumerate(group.live)
-            for place, (cost, token, score) in enumerate(sorted(siblings[row]))
-        ]
-        return sorted(candidates, key=lambda c: (-c.rank, c.parent, c.token))
+        return siblings
 
     def _select(self, candidates: Sequence[_Candidate]) -> tuple[list[_Candidate], list[_Candidate]]:
         """The ``width`` best continuations, and the ends that rank above the last of them."""

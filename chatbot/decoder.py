@@ -29,6 +29,10 @@ class Decoder(Protocol):
     def bias(self) -> Tensor:
         """It is on the device that everything is on."""
 
+    @property
+    def gives_logprobs(self) -> bool:
+        """Whether the logits of a step are log-probabilities already."""
+
     def empty_context(self, batch: int) -> Any:
         """The context of conversations in which nothing has been said."""
 

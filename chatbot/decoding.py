@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Final, NamedTuple
 
 import torch
@@ -77,23 +77,31 @@ def constrain(logits: Tensor, logprobs: Tensor, paths: Sequence[Path]) -> Tensor
     other rule.
     """
     scores = penalize(logits, logprobs, paths)
-    rows: list[int] = []
-    columns: list[int] = []
+    banned: list[Set[int]] = []
     forced: list[tuple[int, tuple[int, ...]]] = []
     for row, (rules, ids, avoid) in enumerate(paths):
         allowed = rules.forced(ids)
-        if allowed is not None:
+        if allowed is None:
+            banned.append(rules.forbidden(ids) | avoid)
+        else:
             forced.append((row, tuple(token for token in allowed if token not in avoid)))
-            continue
-        banned = rules.forbidden(ids) | avoid
-        rows += [row] * len(banned)
-        columns += banned
-    result = scores.index_put(_indices(scores, rows, columns), scores.new_tensor(FORBIDDEN))
+            banned.append(frozenset())
+    result = _without(scores, banned)
     for row, allowed in forced:
         column = torch.tensor(allowed, device=scores.device)
         result[row] = FORBIDDEN
         result[row, column] = scores[row, column]
     return result
+
+
+def _without(scores: Tensor, banned: Sequence[Set[int]]) -> Tensor:
+    """A copy of ``scores`` (B, V) with the ids ``banned`` in each row forbidden."""
+    if all(ids == banned[0] for ids in banned):  # nearly always
+        columns = torch.tensor(list(banned[0]), dtype=torch.int64, device=scores.device)
+        return scores.index_fill(1, columns, FORBIDDEN)
+    rows = [row for row, ids in enumerate(banned) for _ in ids]
+    where = _indices(scores, rows, [column for ids in banned for column in ids])
+    return scores.index_put(where, scores.new_tensor(FORBIDDEN))
 
 
 def penalize(logits: Tensor, logprobs: Tensor, paths: Sequence[Path]) -> Tensor:
@@ -135,9 +143,35 @@ def _indices(like: Tensor, rows: list[int], columns: list[int]) -> tuple[Tensor,
 # ---- Choices -----------------------------------------------------------------------------------------------
 
 
+BLOCK: Final = 64
+"""Scores that are looked at together: the best of every block, then all of the best blocks."""
+ENOUGH: Final = 2**15
+"""Scores from which on blocks pay."""
+
+
 def choose_likeliest(scores: Tensor) -> Tensor:
     """The likeliest id of each row, (B, V) -> (B,); the smallest of several that are."""
-    return scores.argmax(1)
+    if scores.numel() < ENOUGH or scores.shape[1] % BLOCK:
+        return scores.argmax(1)
+    blocks = scores.view(len(scores), -1, BLOCK)
+    block = blocks.amax(2).argmax(1, keepdim=True)
+    inside = blocks.gather(1, block.unsqueeze(2).expand(-1, -1, BLOCK)).argmax(2)
+    return (block * BLOCK + inside).squeeze(1)
+
+
+def likeliest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` highest of ``scores`` (B, V) in each row, in descending order, and their ids, (B, count);
+    which of several equal ones is not defined.
+    """
+    if scores.numel() < ENOUGH or scores.shape[1] % BLOCK or scores.shape[1] // BLOCK < count:
+        values, ids = scores.topk(count, dim=1)
+        return values, ids
+    blocks = scores.view(len(scores), -1, BLOCK)
+    # What is among the best of a row lies in one of as many blocks, those with the highest maxima.
+    best = blocks.amax(2).topk(count, dim=1, sorted=False).indices
+    inside = blocks.gather(1, best.unsqueeze(2).expand(-1, -1, BLOCK)).flatten(1)
+    values, at = inside.topk(count, dim=1)
+    return values, best.gather(1, at // BLOCK) * BLOCK + at % BLOCK
 
 
 class Sampling(NamedTuple):
@@ -164,7 +198,7 @@ class Sampling(NamedTuple):
         return Sampling(*(column[chosen] for column in self))
 
 
-def choose_sampled(scores: Tensor, chance: Tensor, sampling: Sampling, *, likeliest: int = 256) -> Tensor:
+def choose_sampled(scores: Tensor, chance: Tensor, sampling: Sampling, *, likeliest: int = 64) -> Tensor:
     """An id for each row, (B, V) -> (B,), drawn from the softmax of ``scores / temperature`` that is left
     after ``top_k``, then ``top_p`` (Holtzman et al. 2020) of what that leaves, then ``min_p`` (Nguyen et al.
     2024).
@@ -174,22 +208,22 @@ def choose_sampled(scores: Tensor, chance: Tensor, sampling: Sampling, *, likeli
     nearly always falls among the ``likeliest`` few: only rows that it could leave are sorted to the end, with
     the same result.
     """
-    scaled = scores.to(torch.float64) / sampling.temperature[:, None]
-    total = scaled.logsumexp(1)
+    # As exact as the scores are; only what is drawn from is added up in float64.
+    scaled = (scores / sampling.temperature[:, None].to(scores.dtype)).log_softmax(1)
     vocabulary = scores.shape[1]
     if vocabulary <= likeliest:
         values, ids = scaled.sort(dim=1, descending=True, stable=True)
-        return _draw(values, ids, total, chance, sampling, vocabulary)[0]
+        return _draw(values, ids, chance, sampling, vocabulary)[0]
     values, ids = scaled.topk(likeliest + 1, dim=1)
     tied = (values[:, -2] == values[:, -1]) & (
         values[:, -1] > FORBIDDEN
     )  # which of them came in is not defined
     values, ids = _by_score_then_id(values[:, :-1], ids[:, :-1])
-    chosen, certain = _draw(values, ids, total, chance, sampling, vocabulary)
+    chosen, certain = _draw(values, ids, chance, sampling, vocabulary)
     rest = torch.nonzero(tied | ~certain).squeeze(1)
     if len(rest):
         values, ids = scaled[rest].sort(dim=1, descending=True, stable=True)
-        chosen[rest] = _draw(values, ids, total[rest], chance[rest], sampling.rows(rest), vocabulary)[0]
+        chosen[rest] = _draw(values, ids, chance[rest], sampling.rows(rest), vocabulary)[0]
     return chosen
 
 
@@ -200,15 +234,14 @@ def _by_score_then_id(values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _draw(
-    values: Tensor, ids: Tensor, total: Tensor, chance: Tensor, sampling: Sampling, vocabulary: int
+    values: Tensor, ids: Tensor, chance: Tensor, sampling: Sampling, vocabulary: int
 ) -> tuple[Tensor, Tensor]:
     """Draw among the n best ids of each row; also whether a row's n were enough to know that draw.
 
-    ``values`` (B, n), descending, of ``ids`` (B, n); ``total`` (B,) is the log of the whole row's mass.
-    Returns ids (B,) and bools (B,).
+    ``values`` (B, n), descending, are log-probabilities of ``ids`` (B, n). Returns ids (B,) and bools (B,).
     """
     n = values.shape[1]
-    mass = (values - total[:, None]).exp()
+    mass = values.to(torch.float64).exp()
     upto = mass.cumsum(1)  # (B, n) mass of the ids up to and including each
     k = sampling.top_k.clamp(max=n)[:, None]
     all_of_k = torch.where(sampling.top_k < vocabulary, upto.gather(1, k - 1).squeeze(1), 1.0)

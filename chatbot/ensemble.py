@@ -76,6 +76,10 @@ class Ensemble:
     def bias(self) -> Tensor:
         return self._members[0].bias
 
+    @property
+    def gives_logprobs(self) -> bool:
+        return True
+
     def empty_context(self, batch: int) -> tuple[Any, ...]:
         """The context that each member begins with."""
         return tuple(member.empty_context(batch) for member in self._members)

@@ -201,7 +201,7 @@ def extend_lines(
     if not lines:
         return []
     at = [growing.at for growing in lines]
-    tokens = _choose(lines, scores[at])
+    tokens = _choose(lines, scores if at == list(range(len(scores))) else scores[at])
     chosen = tokens.tolist()
     recorded = logprobs[at, tokens].tolist()
     for growing, (score, runner_up) in _on_trail(lines, scores, chosen):

@@ -178,6 +178,11 @@ class Seq2Seq(nn.Module):
             nn.init.constant_(self.copy_gate.bias, 2.0)
 
     @property
+    def gives_logprobs(self) -> bool:
+        """Whether the logits of a step are log-probabilities already."""
+        return self.config.copying
+
+    @property
     def output_table(self) -> Tensor:
         """(V, E) of the softmax."""
         return self.embedding.weight if self.config.tied else self.output.weight

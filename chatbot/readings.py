@@ -54,6 +54,7 @@ class Readings:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._kept: OrderedDict[str, Reading] = OrderedDict()  # the one used last comes last
+        self._sizes: dict[str, int] = {}  # adding one up takes as long as its conversation
         self._size = 0
 
     def __len__(self) -> int:
@@ -76,18 +77,18 @@ class Readings:
     def keep(self, conversation: str, reading: Reading) -> None:
         """Remember a reading under the conversation's name, which is not empty, and forget the oldest."""
         self.forget(conversation)
-        if not conversation or reading.size > self._limit:
+        size = reading.size
+        if not conversation or size > self._limit:
             return
-        self._kept[conversation] = reading
-        self._size += reading.size
+        self._kept[conversation], self._sizes[conversation] = reading, size
+        self._size += size
         while self._size > self._limit:
-            _, oldest = self._kept.popitem(last=False)
-            self._size -= oldest.size
+            self.forget(next(iter(self._kept)))
 
     def forget(self, conversation: str) -> None:
         """Read it anew next time."""
-        if (old := self._kept.pop(conversation, None)) is not None:
-            self._size -= old.size
+        if self._kept.pop(conversation, None) is not None:
+            self._size -= self._sizes.pop(conversation)
 
 
 @dataclass(eq=False, slots=True)

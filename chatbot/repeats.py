@@ -11,11 +11,15 @@ must stay sayable, or no name could be confirmed.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property, lru_cache
 from typing import Final
 
 from chatbot.tokenizer import SPECIALS, Tokenizer
 
+REMEMBERED: Final = 16384
+"""Turns whose words are remembered: some megabytes."""
 _WORDS: Final = re.compile(r"\w+")
 
 
@@ -59,24 +63,39 @@ class EarlierReplies:
 
     def __init__(self, turns: Iterable[Sequence[int]], least: int, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        spoken = [self._words(turn) for turn in turns] if least else []
-        self._said = frozenset(words for words in spoken if len(words.split()) >= least)
+        spoken = [_words(tokenizer, tuple(turn)) for turn in turns] if least else []
+        self._said = frozenset(words for words, count in spoken if count >= least)
 
     def __bool__(self) -> bool:
         return bool(self._said)
 
     def say(self, ids: Sequence[int]) -> bool:
         """Whether the text of ``ids`` is one of them."""
-        return bool(self._said) and self._words(ids) in self._said
+        return bool(self._said) and _spell(self._tokenizer, ids) in self._said
 
     def begin(self, ids: Sequence[int]) -> bool:
         """Whether one of them begins with the text of ``ids``, or is all of it: it may yet be said again."""
-        words = self._words(ids)
-        return any(said.startswith(words) for said in self._said)
+        words = _spell(self._tokenizer, ids)
+        at = bisect_left(self._sorted, words)
+        return at < len(self._sorted) and self._sorted[at].startswith(words)
 
-    def _words(self, ids: Sequence[int]) -> str:
-        spelling = b"".join(map(self._tokenizer.token_bytes, ids))
-        return " ".join(_WORDS.findall(spelling.decode(errors="ignore").casefold()))
+    @cached_property
+    def _sorted(self) -> list[str]:
+        """Whatever begins with some words comes right after them."""
+        return sorted(self._said)
+
+
+def _spell(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
+    """The words of ``ids``, as they are compared."""
+    spelling = b"".join(map(tokenizer.token_bytes, ids))
+    return " ".join(_WORDS.findall(spelling.decode(errors="ignore").casefold()))
+
+
+@lru_cache(REMEMBERED)
+def _words(tokenizer: Tokenizer, ids: tuple[int, ...]) -> tuple[str, int]:
+    """The same of a whole turn, and how many: asked again for every reply to a conversation."""
+    words = _spell(tokenizer, ids)
+    return words, len(words.split())
 
 
 def _has_digit(spelling: bytes) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from chatbot.options import DecodingOptions
 from chatbot.transcripts import Role
@@ -110,3 +110,10 @@ class Failed:
 
 
 Event = Piece | Finished | Failed
+
+
+class Load(NamedTuple):
+    """What a batcher is busy with: rows in use, and requests that wait for rows or are being read."""
+
+    rows: int
+    waiting: int

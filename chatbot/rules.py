@@ -50,7 +50,8 @@ class Rules:
     ) -> Rules:
         """``own_turns`` are the ids of what the bot has said in this conversation."""
         size = options.no_repeat_context_ngram
-        earlier = EarlierReplies(own_turns, options.no_repeat_reply, tokenizer)
+        least = options.no_repeat_reply if options.decoding == "beam" else 0
+        earlier = EarlierReplies(own_turns, least, tokenizer)
         return cls(
             end_id=tokenizer.end_id,
             never=(tokenizer.pad_id, tokenizer.user_id, tokenizer.agent_id),
@@ -61,7 +62,7 @@ class Rules:
             repetition_penalty=options.repetition_penalty,
             context_runs=Runs(own_turns, size, tokenizer) if size else None,
             watch=None if granted.blocked is None else Watch(granted.blocked, options.max_tokens),
-            earlier=earlier if earlier and options.decoding == "beam" else None,
+            earlier=earlier or None,
         )
 
     def forced(self, ids: Sequence[int]) -> tuple[int, ...] | None:

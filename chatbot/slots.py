@@ -34,6 +34,7 @@ class Slots:
         self._capacity = capacity
         self._owners: list[Owner] = []
         self._lengths: list[int] = []
+        self._written = [0] * capacity  # columns of each row of the memory that an earlier reply has used
         self._state: Tensor | None = None  # (R, F)
         self._memory: Any = None  # fields (R, W, …)
 
@@ -52,10 +53,12 @@ class Slots:
             self._owners += [owner] * count
             self._lengths += [lengths[b]] * count
             own_state[first : first + count] = state[b]
+            left = max(width, *self._written[first : first + count])
+            self._written[first : first + count] = [width] * count
             for slots, values in zip(own_memory, memory, strict=True):
                 slots[first : first + count, :width] = values[b]
                 # What an earlier reply left is masked, but a NaN times a weight of zero is still a NaN.
-                slots[first : first + count, width:] = 0
+                slots[first : first + count, width:left] = 0
 
     def step(self, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Feed every row in use its token (B,) -> logits (B, V) and attention (B, M), M the longest memory in
@@ -98,8 +101,11 @@ class Slots:
     def _move(self, source: int, target: int) -> None:
         if source == target or self._state is None or self._memory is None:
             return
-        for values in (self._state, *self._memory):
-            values[target] = values[source]
+        self._state[target] = self._state[source]
+        width = max(self._written[source], self._written[target])
+        for values in self._memory:
+            values[target, :width] = values[source, :width]
+        self._written[target] = self._written[source]
         mover = self._owners[source]
         mover.rows[mover.rows.index(source)] = target
         self._owners[target] = mover

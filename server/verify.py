@@ -7,6 +7,10 @@
 
 Arithmetic in another order (other rows in the batch, another machine) moves log-probabilities in their last
 digits, and now and then a choice between two tokens that are equally good.
+
+A server may compute in 8 bits (chatbot.served), which says other things than float32. So a reply is scored in
+every precision that this machine has, and held against the one that is nearest. Where 8 bits are not to be
+had, a reply that is near enough to have been made in them cannot be told from one that was.
 """
 
 from __future__ import annotations
@@ -19,11 +23,12 @@ from typing import Any, Final, Literal
 import torch
 from sqlalchemy import Engine, select
 
-from chatbot import model_directory
+from chatbot import int8, model_directory
 from chatbot.batcher import Batcher
 from chatbot.model_directory import ModelBundle
 from chatbot.options import DecodingOptions, OptionError
 from chatbot.replies import Failed, Finished, Reply, ReplyRequest
+from chatbot.served import precision_of, served, unfit
 from chatbot.terms import rows_needed
 from chatbot.tokenizer import clip_turn
 from chatbot.transcripts import Role
@@ -36,12 +41,17 @@ from server.tables import Conversation, Generation, Message
 TOLERANCE: Final = 0.01
 """Nats by which a log-probability may differ from the logged one."""
 
+LOWERED: Final = 0.5
+"""Nats by which 8 bits may differ from float32."""
+
 Verdict = Literal["exact", "within tolerance", "mismatch", "cannot"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """seq: the reply's number in its conversation. difference: the largest of a log-probability, in nats."""
+    """seq: the reply's number in its conversation. difference: the largest of a log-probability, in nats.
+    precision: what the model computed in that came nearest.
+    """
 
     seq: int
     message: str
@@ -50,6 +60,7 @@ class Finding:
     reason: str = ""
     tokens: int = 0
     difference: float | None = None
+    precision: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +83,7 @@ class Verifier:
         self._directory = directory
         self._tolerance = tolerance
         self._bundles: dict[str, ModelBundle | None] = {}
+        self._in_8_bits: dict[str, ModelBundle] = {}
 
     def verify(self, conversation: str) -> list[Finding]:
         """A finding for each reply, in order. Raises `UnknownConversation` and `StoreUnavailable`."""
@@ -117,9 +129,14 @@ class Verifier:
         if made is None:
             return Finding(reply.seq, reply.id, None, "cannot", "no model made it")
 
-        def found(verdict: Verdict, reason: str = "", difference: float | None = None) -> Finding:
+        def found(
+            verdict: Verdict,
+            reason: str = "",
+            difference: float | None = None,
+            precision: str | None = None,
+        ) -> Finding:
             size = len(made.token_ids)
-            return Finding(reply.seq, reply.id, made.model, verdict, reason, size, difference)
+            return Finding(reply.seq, reply.id, made.model, verdict, reason, size, difference, precision)
 
         bundle = self._bundle(made.model)
         if bundle is None:
@@ -139,17 +156,38 @@ class Verifier:
             return found("mismatch", "it holds tokens that its model does not have")
         if len(made.token_ids) != len(made.logprobs):
             return found("mismatch", "it has not one log-probability for each token")
-        difference = _difference(score(bundle, turns, made.token_ids), made.logprobs)
+        nearest, difference = self._nearest(bundle, turns, made)
+        told = precision_of(nearest.model)
         if difference > self._tolerance:
-            return found("mismatch", "its log-probabilities are not those of its model", difference)
-        again = make(bundle, turns, options)
+            if difference <= LOWERED and int8.missing() and unfit(bundle.config) is None:
+                return found("cannot", "in 8 bits it may be right; this machine has none", difference, told)
+            return found("mismatch", "its log-probabilities are not those of its model", difference, told)
+        again = make(nearest, turns, options)
         if again is None:
-            return found("cannot", "its model cannot follow its options alone", difference)
+            return found("cannot", "its model cannot follow its options alone", difference, told)
         cancelled = made.finish_reason == "cancelled"
         tokens = again.token_ids[: len(made.token_ids)] if cancelled else again.token_ids
         if tuple(tokens) == tuple(made.token_ids):
-            return found("exact", "cancelled: its beginning is checked" if cancelled else "", difference)
-        return found("within tolerance", "other tokens came out", difference)
+            why = "cancelled: its beginning is checked" if cancelled else ""
+            return found("exact", why, difference, told)
+        return found("within tolerance", "other tokens came out", difference, told)
+
+    def _nearest(
+        self, bundle: ModelBundle, turns: Sequence[tuple[Role, str]], made: Any
+    ) -> tuple[ModelBundle, float]:
+        """The precision whose log-probabilities come nearest to the logged ones, and how near."""
+        lowered = self._lowered(bundle)
+        found = [
+            (each, _difference(score(each, turns, made.token_ids), made.logprobs))
+            for each in ([bundle] if lowered is bundle else [bundle, lowered])
+        ]
+        return min(found, key=lambda one: one[1])
+
+    def _lowered(self, bundle: ModelBundle) -> ModelBundle:
+        """`bundle` in 8 bits, or as it is where there are none."""
+        if bundle.fingerprint not in self._in_8_bits:
+            self._in_8_bits[bundle.fingerprint] = served(bundle, "int8")
+        return self._in_8_bits[bundle.fingerprint]
 
     def _read_before(
         self, logged: Sequence[Logged], reply: Logged

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import decoding, joeynmt_peer, training
+from benchmarks import decoding, joeynmt_peer, joeynmt_search, training
 from benchmarks.figures import interleaved
+from chatbot.transcripts import write_transcripts
+from tests.small import orders
 from training.corpus import Corpus
 
 KEYS = {"name", "value", "unit", "reference", "reference_is", "ratio"}
@@ -88,6 +90,42 @@ def test_decoding_is_measured_beside_the_bare_step(
     found = figures(capsys)
     assert len(found) == len(decoding.ROWS)
     assert all(figure.keys() >= KEYS for figure in found)
+
+
+SEARCHER = """
+import sys
+print("ready", flush=True)
+for line in sys.stdin:
+    print("done" if len(line.split()) == 2 else "what?", flush=True)
+"""
+
+
+def test_decoding_is_measured_beside_a_peer_that_searches(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "peer.py").write_text(SEARCHER)
+    monkeypatch.setattr(joeynmt_search, "__file__", str(tmp_path / "peer.py"))
+    argv = [str(tiny_model_dir), "--runs", "1", "--joeynmt", sys.executable, "--only", "beam"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks.decoding", *argv, "--precision", "float32"])
+    decoding.main()
+    found = figures(capsys)
+    assert [figure["name"] for figure in found] == ["beam_1_beam_5"] * 2 + ["beam_16_beam_5"] * 2
+    assert [str(figure["reference_is"])[:7] for figure in found] == ["a loop ", "JoeyNMT"] * 2
+    assert {figure["precision"] for figure in found} == {"float32"}
+
+
+def test_what_a_precision_costs_is_measured(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_transcripts(tmp_path / "said.jsonl", orders(6))
+    argv = [str(tiny_model_dir), "--transcripts", str(tmp_path / "said.jsonl"), "--conversations", "4"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks.decoding", *argv, "--precision", "float32"])
+    decoding.main()
+    perplexity, changed = figures(capsys)
+    assert perplexity["ratio"] == 1
+    assert perplexity["largest_change_nats"] == 0
+    assert changed["value"] == 0
+    assert changed["reference"] == sum(len(one.turns) // 2 for one in orders(6)[:4])
 
 
 def test_timings_are_taken_in_turn() -> None:

@@ -9,15 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from sqlalchemy import Engine, text
 
-from chatbot.model_directory import ModelBundle, load
+from chatbot import int8
+from chatbot.model import Seq2Seq
+from chatbot.model_directory import ModelBundle, load, seal
 from chatbot.options import DecodingOptions
 from chatbot.replies import Reply
+from chatbot.served import served
+from chatbot.tokenizer import Tokenizer
 from server import database
 from server.__main__ import main
 from server.store import NewReply, Store
 from server.verify import Verifier, make
+from tests.small import SMALL
 
 
 @pytest.fixture
@@ -108,6 +114,36 @@ def test_a_reply_made_again_after_others_is_checked_against_what_was_said_then(
     talk.answer(first, decoding="sample", seed=99)
     talk.answer(talk.say("small"), decoding="sample", seed=4)
     assert verdicts(db, talk, tiny_model_dir) == ["exact"] * 4
+
+
+@pytest.fixture
+def low(db: Engine, tiny_tokenizer: Tokenizer, tmp_path: Path) -> Talk:
+    """With a model that is large enough for 8 bits, and served in them."""
+    torch.manual_seed(2)
+    sizes = {"hidden_size": 32, "encoder_size": 32, "state_size": 32, "vocab_size": tiny_tokenizer.vocab_size}
+    model = Seq2Seq(SMALL.model_copy(update=sizes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    defaults = DecodingOptions(max_tokens=12, min_tokens=12)
+    seal(tmp_path / "low", model=model, tokenizer=tiny_tokenizer, defaults=defaults, metrics={}, card="# Low")
+    return Talk(db, served(load(tmp_path / "low"), "int8"))
+
+
+@pytest.mark.skipif(int8.missing() is not None, reason=str(int8.missing()))
+def test_replies_in_8_bits_are_held_against_8_bits(
+    db: Engine, low: Talk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    low.answer(low.say("Hello"))
+    low.answer(low.say("A latte, please"), {"logprobs": tuple([-0.1] * 12)})
+    right, false = Verifier(db, tmp_path / "low", tolerance=1e-4).verify(low.id)
+    assert (right.verdict, right.precision) == ("exact", "int8")
+    assert false.verdict == "mismatch"
+    # Where there are no 8 bits, they may have been the reason for a small difference, not for a large one.
+    monkeypatch.setattr(int8, "missing", lambda: "this processor has none")
+    right, false = Verifier(db, tmp_path / "low", tolerance=1e-4).verify(low.id)
+    assert (right.verdict, right.precision) == ("cannot", "float32")
+    assert false.verdict == "mismatch"
 
 
 def test_false_log_probabilities_are_a_mismatch(db: Engine, talk: Talk, tiny_model_dir: Path) -> None:
