@@ -27,7 +27,7 @@ TRANSFORMER: Final = {
     "ff_size": 1024,
 }
 LONGEST: Final = 128
-"""Tokens of a reply, in training and in search."""
+"""Tokens of a reply that is learned."""
 SEARCHES: Final = {"greedy": 1, "beam": 5}
 
 
@@ -222,7 +222,7 @@ def main() -> None:
             output, *_ = search(
                 model=model,
                 batch=batch,
-                max_output_length=LONGEST,
+                max_output_length=job["longest"],
                 beam_size=width,
                 beam_alpha=1.0 if width > 1 else -1,
                 n_best=1,

@@ -156,6 +156,7 @@ def _peer(
         "label_smoothing": config.label_smoothing,
         "evaluate_every": args.evaluate_every,
         "chosen": list(chosen),
+        "longest": max(len(parts["test"][number][1]) for number in chosen) + 10,  # its transformer is slow
     }
     (folder / "job.json").write_text(json.dumps(job), "utf-8")
     program = Path(__file__).with_name("joeynmt_learner.py")

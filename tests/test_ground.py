@@ -188,13 +188,18 @@ def test_the_server_does_not_start_when_the_migration_fails(checkout: Path) -> N
     assert not any("serve " in call for call in calls(checkout))
 
 
-def test_bench_runs_every_benchmark_and_no_helper(checkout: Path) -> None:
-    (checkout / "benchmarks").mkdir()
-    (checkout / "benchmarks/speed.py").write_text('if __name__ == "__main__":\n    main()\n')
-    (checkout / "benchmarks/helper.py").write_text("def help() -> None: ...\n")
+def test_bench_runs_one_benchmark_after_another(checkout: Path) -> None:
+    assert make(checkout, "bench", "BENCHMARKS=speed size", "ARGS=--runs 3").returncode == 0
+    assert calls(checkout)[1:] == ["-m benchmarks.speed --runs 3", "-m benchmarks.size --runs 3"]
 
-    assert make(checkout, "bench", "ARGS=--runs 3").returncode == 0
-    assert calls(checkout)[1:] == ["-m benchmarks.speed --runs 3"]
+
+def test_what_bench_runs_is_there() -> None:
+    named = re.search(r"^BENCHMARKS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert named is not None
+    for name in named[1].split():
+        text = (ROOT / "benchmarks" / f"{name}.py").read_text()
+        assert "required=True" not in text  # whoever types `make bench` names nothing
+        assert text.rstrip().endswith("main()")
 
 
 @pytest.mark.parametrize(
