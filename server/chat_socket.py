@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias, assert_never
+from typing import Any, Final, Literal, TypeAlias, assert_never
 from urllib.parse import urlsplit
 
 from server import logs
 from server.conversations import RECONNECT_AFTER, Conversations, Seat
 from server.ledger import Refusal
+from server.limits import address_key, from_this_machine
 from server.mailbox import Closing, Mailbox
 from server.protocol import (
     SUBPROTOCOL,
@@ -65,17 +65,22 @@ DATABASE_RETRY: Final = 2.0
 """Seconds after which a request that met a missing database is worth another try."""
 
 
+Programs: TypeAlias = Literal["loopback", "anyone", "nobody"]
+
+
 @dataclass(frozen=True, slots=True)
 class Doorway:
     """Who may come in.
 
     origins: whose pages may connect, besides the host's own.
     total, per_address: sockets at the same time.
+    programs: which programs, that is peers without an Origin, may begin without a token.
     """
 
     origins: frozenset[str]
     total: int
     per_address: int
+    programs: Programs = "loopback"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,14 @@ class Manners:
 
     hello_seconds: float
     mailbox: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Peer:
+    """Who is at the other end. address: what it is counted for. may_begin: whether it needs no token."""
+
+    address: str
+    may_begin: bool
 
 
 class ChatSocket:
@@ -116,7 +129,8 @@ class ChatSocket:
         gone = self._open[mailbox] = asyncio.Event()
         self._addresses[address] += 1
         try:
-            await _Socket(self._conversations, Session(self._rules), mailbox, receive, send).serve(
+            peer = _Peer(address, self._may_begin(scope))
+            await _Socket(self._conversations, Session(self._rules), mailbox, peer, receive, send).serve(
                 self._manners.hello_seconds
             )
         finally:
@@ -154,6 +168,12 @@ class ChatSocket:
             return 400, "bad_request", f"this socket speaks {SUBPROTOCOL}"
         return None
 
+    def _may_begin(self, scope: Scope) -> bool:
+        """Whether who comes without a token gets one: a page does, a program as the settings say."""
+        if any(name == b"origin" for name, _ in scope["headers"]) or self._doorway.programs == "anyone":
+            return True
+        return self._doorway.programs == "loopback" and from_this_machine(scope)
+
     def _crowded(self, address: str) -> Closing | None:
         if self._stopping:
             return Closing(Close.GOING_AWAY, "the server is stopping")
@@ -172,12 +192,14 @@ class _Socket:
         conversations: Conversations,
         session: Session,
         mailbox: Mailbox,
+        peer: _Peer,
         receive: Receive,
         send: SendAsgi,
     ) -> None:
         self._conversations = conversations
         self._session = session
         self._mailbox = mailbox
+        self._peer = peer
         self._receive = receive
         self._send = send
         self._seat: Seat | None = None
@@ -233,7 +255,9 @@ class _Socket:
     async def _carry_out(self, request: Request) -> Event | None:
         try:
             if isinstance(request, Open):
-                self._seat = await self._conversations.open(request, self._mailbox)
+                if request.token is None and not self._peer.may_begin:
+                    raise Refusal(Error(code="unauthenticated", message="a program needs a token here"))
+                self._seat = await self._conversations.open(request, self._mailbox, self._peer.address)
                 return Opened()
             assert self._seat is not None, "the session asks for nothing else before it is open"
             await self._ask(self._seat, request)
@@ -286,20 +310,6 @@ def may_connect(origins: list[str], hosts: list[str], allowed: Iterable[str]) ->
         and origins[0].lower() == f"{origin.scheme}://{origin.netloc}".lower()
         and "@" not in origin.netloc
     )
-
-
-def address_key(client: tuple[str, int] | None) -> str:
-    """What connections are counted by: an IPv4 address, or the IPv6 network of one customer."""
-    host = client[0] if client else ""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host
-    if isinstance(address, ipaddress.IPv4Address):
-        return host
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, 64), strict=False))
 
 
 def _event(text: str | None) -> Event:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -24,6 +25,7 @@ from chatbot.replies import Failed, Piece, Reply, ReplyRequest
 from server import logs
 from server.engine import Engine, EngineBusy, Generation, Permit
 from server.ledger import History, Ledger, Refusal, Snapshot
+from server.limits import Rates, Shares, Who, visitor_key
 from server.mailbox import Mailbox
 from server.protocol import (
     MAX_FRAME,
@@ -58,18 +60,26 @@ SEEDS: Final = 2**53
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """max_text: code points of a turn. sockets: that may listen to one conversation."""
+    """max_text: code points of a turn. sockets: that may listen to one conversation.
+
+    replies_per_visitor, replies_per_address: in the making, waiting ones included. visitors_per_address: new
+    ones in a minute.
+    """
 
     max_text: int
     sockets: int
+    replies_per_visitor: int
+    replies_per_address: int
+    visitors_per_address: int
 
 
 @dataclass(eq=False, slots=True)
 class Seat:
-    """A socket's place in a conversation."""
+    """A socket's place in a conversation; what it asks for is counted for `who`."""
 
     conversation: str
     mailbox: Mailbox
+    who: Who
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,29 +140,37 @@ class Conversations:
         self._ledger = ledger
         self._engine = engine
         self._bounds = bounds
+        self._by_visitor = Shares(bounds.replies_per_visitor)
+        self._by_address = Shares(bounds.replies_per_address)
+        self._newcomers = Rates(bounds.visitors_per_address / 60, bounds.visitors_per_address)
         self._live: dict[str, Live] = {}
         self._replies: set[asyncio.Task[None]] = set()
         self._stopping = False
 
     # --- what sessions ask for ----------------------------------------------------------------------------
 
-    async def open(self, request: Open, mailbox: Mailbox) -> Seat:
+    async def open(self, request: Open, mailbox: Mailbox, address: str) -> Seat:
         """Let a visitor in. `ready` is the first thing in their mailbox, then what happens from there on.
+
+        address: what the visitor's requests are counted for besides the visitor.
 
         A last turn without an answer (the server was stopped, or the reply failed) is answered now.
         """
+        if request.token is None and (wait := self._newcomers.ask(address)):
+            raise _busy("too many new visitors from this address", None, math.ceil(wait))
         admission = await self._ledger.let_in(request)
+        who = Who(visitor_key(admission.token), address)
         async with self._held(admission.conversation) as live:
             snapshot = await self._ledger.snapshot(live.id, request.last_seq)
             failure = None
             if snapshot.unanswered is not None and live.running is None:
-                failure = await self._answer_late(live, snapshot.unanswered)
+                failure = await self._answer_late(live, snapshot.unanswered, who)
             ready, rest = self._ready(admission.token, live, snapshot)
             mailbox.put(ready)
             mailbox.admit(rest)
             if failure is not None:
                 mailbox.put(failure)
-            return self._seat(live, mailbox)
+            return self._seat(live, mailbox, who)
 
     def leave(self, seat: Seat) -> None:
         """The socket is gone. A running reply goes on."""
@@ -167,7 +185,7 @@ class Conversations:
             if live.running is not None:
                 self._say_meanwhile(seat, live.running.question, post)
                 return
-            with self._reserved(post.id) as place:
+            with self._reserved(seat.who, post.id) as place:
                 options = place.options(post.overrides, post.id)
                 taken = await self._ledger.take(live.id, post)
                 seat.mailbox.put(taken.accepted)
@@ -192,7 +210,7 @@ class Conversations:
         async with self._held(seat.conversation) as live:
             if live.running is not None:
                 raise _busy("a reply is running", request.reply)
-            with self._reserved(request.reply) as place:
+            with self._reserved(seat.who, request.reply) as place:
                 options = place.options(request.overrides, request.reply)
                 turn, history = await self._ledger.question_of(live.id, request.reply)
                 self._begin(live, Question(turn, request.reply, options, history), place)
@@ -237,8 +255,8 @@ class Conversations:
         if live.idle:
             self._live.pop(live.id, None)
 
-    def _seat(self, live: Live, mailbox: Mailbox) -> Seat:
-        seat = Seat(live.id, mailbox)
+    def _seat(self, live: Live, mailbox: Mailbox, who: Who) -> Seat:
+        seat = Seat(live.id, mailbox, who)
         live.seats.append(seat)
         if len(live.seats) > self._bounds.sockets:
             live.seats.pop(0).mailbox.close(Close.REPLACED, "the conversation is open in too many places")
@@ -273,19 +291,31 @@ class Conversations:
 
     # --- one reply ----------------------------------------------------------------------------------------
 
-    def _reserved(self, about: str | None) -> _Place:
+    def _reserved(self, who: Who, about: str | None) -> _Place:
         """A place in the engine, to be taken before anything is committed; `Refusal` at once when full."""
         if self._stopping:
             raise _busy("the server is stopping", about, RECONNECT_AFTER)
+        if not self._by_visitor.take(who.visitor):
+            raise _busy("you have too many replies in the making", about)
+        if not self._by_address.take(who.address):
+            self._by_visitor.give_back(who.visitor)
+            raise _busy("too many replies are being made for this address", about)
         try:
-            return _Place(self._engine.reserve())
+            permit = self._engine.reserve(who.visitor)
         except EngineBusy as error:
+            self._give_back(who)
             raise _busy("too many replies are waiting", about, error.retry_after) from None
+        permit.on_release(lambda: self._give_back(who))
+        return _Place(permit)
 
-    async def _answer_late(self, live: Live, turn: MessageRecord) -> Error | None:
+    def _give_back(self, who: Who) -> None:
+        self._by_visitor.give_back(who.visitor)
+        self._by_address.give_back(who.address)
+
+    async def _answer_late(self, live: Live, turn: MessageRecord, who: Who) -> Error | None:
         """Begin the reply that a turn never got; the error to be shown when that cannot be done now."""
         try:
-            with self._reserved(turn.client_id) as place:
+            with self._reserved(who, turn.client_id) as place:
                 try:
                     options = place.speaker.options(turn.options or {})
                 except OptionError:  # said to another model, which took what this one does not

@@ -276,7 +276,7 @@ _SERVER: Final[TypeAdapter[ServerMessage]] = TypeAdapter(
 
 def parse_client(text: str) -> ClientMessage:
     """One frame of a client. Raises `FrameError`."""
-    frame = _read_json(text)
+    frame = read_json(text, MAX_DEPTH)
     if not isinstance(frame, dict):
         raise FrameError("a frame is a JSON object")
     try:
@@ -295,14 +295,15 @@ def encode(message: ServerMessage | ClientMessage) -> str:
     return message.model_dump_json()
 
 
-def _read_json(text: str) -> Any:
+def read_json(text: str, depth: int) -> Any:
+    """JSON without the corners in which parsers differ, nested at most `depth` deep. Raises `FrameError`."""
     try:
         value = _DECODER.decode(text)
     except RecursionError:
         raise FrameError("nested too deeply") from None
     except json.JSONDecodeError as error:
         raise FrameError(f"not JSON: {error.msg} at character {error.pos}") from None
-    _check(value, MAX_DEPTH)
+    _check(value, depth)
     return value
 
 
