@@ -1,4 +1,4 @@
-"""The server's command line: `python -m server serve | db | models | verify`.
+"""The server's command line: `python -m server serve | db | key | models | verify`.
 
 A command is a function that adds its parser and sets `run`, which takes the parsed arguments and returns the
 exit status. What a command needs is imported when it runs, so that `--help` and `db upgrade` load no model.
@@ -39,6 +39,7 @@ def build_parser() -> ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     add_serve(commands)
     add_db(commands)
+    add_key(commands)
     add_models(commands)
     add_verify(commands)
     return parser
@@ -80,6 +81,29 @@ def upgrade_database(arguments: Namespace) -> int:
     revision = database.upgrade(url)
     print(f"{database.masked(database.parse(url))} is at migration {revision}, the newest")
     return 0
+
+
+def add_key(commands: Commands) -> None:
+    parser = commands.add_parser("key", help="let programs use the HTTP API, and stop them")
+    actions = parser.add_subparsers(required=True, metavar="action")
+    for name, text in (
+        ("add", "make a key; it is printed last, and cannot be shown again"),
+        ("list", "the keys' names, when each was added and last used, and which are revoked"),
+        ("revoke", "make a key invalid; a running server refuses it from then on"),
+    ):
+        action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {_VARIABLES}")
+        settings.add_arguments(action, ["database_url"])
+        action.add_argument("--json", action="store_true", help="print JSON")
+        action.set_defaults(run=run_key, action=name)
+        if name != "list":
+            action.add_argument("name", metavar="NAME", help="what you call the program that uses the key")
+
+
+def run_key(arguments: Namespace) -> int:
+    from server import keys_command
+
+    action = {"add": keys_command.add, "list": keys_command.list_keys, "revoke": keys_command.revoke}
+    return action[arguments.action](arguments)
 
 
 def add_models(commands: Commands) -> None:

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,25 +19,31 @@ from typing import Any, Final
 import sqlalchemy
 import torch
 import uvicorn
-from fastapi import FastAPI
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from fastapi import APIRouter, FastAPI
 
 from chatbot import model_directory
 from chatbot.batcher import Batcher
 from chatbot.model_directory import ModelBundle, ModelDirectoryError
 from chatbot.options import DecodingOptions
-from server import database, http, logs
+from chatbot.served import obstacle, precision_of, served
+from server import database, http, logs, metrics, openai_api
 from server.chat_socket import ChatSocket, Doorway, Manners, Receive, Scope, SendAsgi, reject
 from server.conversations import Bounds, Conversations
 from server.engine import PROBES, Engine, Steps
 from server.hot_swap import HotSwap
+from server.keys import Keys
 from server.ledger import Ledger
+from server.limits import RequestLimit
+from server.metrics import Metrics
 from server.offload import Offload
+from server.openai_api import OpenAiApi
+from server.openai_request import MAX_CHOICES, Limits
 from server.protocol import MAX_FRAME
 from server.session import Rules
 from server.settings import Settings
 from server.speaker import speaker_of
 from server.store import Store, StoreError
+from server.wire import Wire
 from server.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -64,27 +71,38 @@ class Application:
     ) -> None:
         """make_batcher: the model's own batcher if left out."""
         capacity = settings.rows + settings.waiting
-        self._writer = Writer(db)
+        self._metrics = Metrics(http.version())
+        self._writer = Writer(db, observe=self._metrics.committed)
         store = Store(db, writer=self._writer)
         self._offload = Offload(STORE_THREADS[db.dialect.name], "store")
         self._engine = Engine(
             make_batcher or (lambda: batcher_of(bundle, settings)),
             capacity=capacity,
+            rows=settings.rows,
             speaker=speaker_of(bundle, settings.rows),
             step_limit=settings.step_seconds,
             threads=settings.threads or max(1, (os.cpu_count() or 1) - 1),
+            on_end=self._metrics.reply_ended,
+            on_refusal=self._metrics.reply_refused,
         )
         self._chat = ChatSocket(
             Conversations(
                 Ledger(store, self._offload, settings.max_messages),
                 self._engine,
-                Bounds(settings.max_text, settings.sockets_per_conversation),
+                Bounds(
+                    settings.max_text,
+                    settings.sockets_per_conversation,
+                    settings.replies_per_visitor,
+                    settings.connections_per_address,
+                    settings.visitors_per_address,
+                ),
             ),
             Rules(self._options, settings.max_text),
             Doorway(
                 frozenset(settings.allowed_origins),
                 settings.max_connections,
                 settings.connections_per_address,
+                settings.programs,
             ),
             Manners(settings.hello_seconds, settings.mailbox),
         )
@@ -99,7 +117,11 @@ class Application:
         self._drain_seconds = settings.drain_seconds
         self.stopping = False
         backend = http.Backend(store, self._offload, self._engine, lambda: self.stopping)
-        self._http = http.build(backend, self._lifespan)
+        self._metrics.show(self._engine, self._writer, settings.rows, lambda: len(self._chat))
+        routers = self._routers(settings, Keys(db, writer=self._writer))
+        self._http = RequestLimit(
+            http.build(backend, self._lifespan, routers=routers), settings.requests_per_address
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: SendAsgi) -> None:
         if scope["type"] != "websocket":
@@ -109,6 +131,17 @@ class Application:
         else:
             await receive()
             await reject(send, 404, "not_found", "there is no WebSocket at this address")
+
+    def _routers(self, settings: Settings, keys: Keys) -> list[APIRouter]:
+        """What programs ask: the OpenAI-compatible API, and the metrics for whom they are open."""
+        choices = min(MAX_CHOICES, settings.replies_per_key, self._engine.capacity)
+        limits = Limits(settings.max_messages, settings.max_text, choices)
+        terms = openai_api.Terms(limits, settings.replies_per_key)
+        api = OpenAiApi(self._engine, keys, self._offload, self._metrics, terms, lambda: self.stopping)
+        if settings.metrics == "off":
+            return [openai_api.router(api)]
+        admit = api.admits if settings.metrics == "key" else None
+        return [openai_api.router(api), metrics.router(self._metrics, admit)]
 
     def _options(self, overrides: dict[str, Any]) -> DecodingOptions:
         """As the model that is in use now takes them."""
@@ -130,26 +163,16 @@ class Application:
         try:
             await self._engine.check(WARM_UP)
             following = asyncio.create_task(self._hot_swap.follow(self._began_with), name="hot swap")
+            sampling = asyncio.create_task(self._metrics.watch_loop(time.monotonic), name="loop lag")
             try:
                 yield
             finally:
                 following.cancel()
+                sampling.cancel()
         finally:
             await self._engine.stop()
             self._offload.close()
             self._writer.close()
-
-
-class _ChatProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket on `websockets`, and no patience with a peer that is not there.
-
-    uvicorn closes a connection that answers no ping, but lets what is still to be written delay that. A
-    peer that has stopped reading could keep its socket, and all that is written for it, forever.
-    """
-
-    def keepalive_timeout(self) -> None:
-        super().keepalive_timeout()
-        self.transport.abort()
 
 
 class Server(uvicorn.Server):
@@ -212,12 +235,15 @@ def build(settings: Settings) -> Application:
 
 
 def load(path: Path, settings: Settings) -> ModelBundle:
-    """A model as it is served, on its device. Raises `ModelDirectoryError`."""
+    """A model as it is served, on its device and in its precision. Raises `ModelDirectoryError`."""
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    bundle = model_directory.load(path, device=device)
-    logs.event(log, logging.INFO, "model_loaded", model=bundle.fingerprint, device=device)
+    sealed = model_directory.load(path, device=device)
+    bundle = served(sealed, settings.precision)
+    about = {"model": bundle.fingerprint, "device": device, "precision": precision_of(bundle.model)}
+    reason = None if settings.precision == "float32" else obstacle(sealed.config, device)
+    logs.event(log, logging.INFO, "model_loaded", **about, **({"because": reason} if reason else {}))
     return bundle
 
 
@@ -234,9 +260,12 @@ def batcher_of(bundle: ModelBundle, settings: Settings) -> Batcher:
 
 def configuration(application: Application, settings: Settings) -> uvicorn.Config:
     """uvicorn's settings: everything bounded, nothing logged that names a visitor."""
-    return uvicorn.Config(
+    return Wire(
         application,
-        ws=_ChatProtocol,
+        request_seconds=settings.request_seconds,
+        # Behind a proxy all connections are the proxy's, which has limits of its own.
+        per_address=None if settings.trusted_proxies else settings.connections_per_address,
+        frames_per_second=settings.frames_per_second,
         ws_max_size=MAX_FRAME,
         ws_per_message_deflate=False,
         ws_ping_interval=settings.ping_seconds,

@@ -15,6 +15,9 @@ thread whose step does not return.
 Another model takes over by `Engine.switch`: a permit belongs to the model that was in use when it was given,
 so what is under way ends on the model it began on, with a thread for each; the old one goes with its last
 permit.
+
+While all of a model's rows are taken, requests wait here, and their owners take turns (limits.FairLine): the
+batcher's own line, first come first served, is only ever long enough that no row is idle.
 """
 
 from __future__ import annotations
@@ -26,13 +29,15 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self
 
 from chatbot.options import DecodingOptions
-from chatbot.replies import Event, Failed, Piece, ReplyRequest
+from chatbot.replies import Event, Failed, Finished, Load, Piece, ReplyRequest
+from chatbot.terms import rows_needed
 from server import logs
+from server.limits import FairLine
 from server.speaker import Speaker
 from server.worker import Steps, Worker
 
@@ -52,6 +57,8 @@ FIRST_STEP_LIMIT: Final = 120.0
 """The same for a first step, which makes the batcher: a GPU needs some to come up."""
 STUCK: Final = 4
 """Threads given up that may still hang at a time: each keeps a batcher. With so many, no other is begun."""
+AHEAD: Final = 8
+"""One row in so many is promised in advance: a row that comes free is not idle while its end is told here."""
 STOP_WAIT: Final = 20.0
 """Seconds that stopping waits for a step under way."""
 _NOT_MADE: Final = "the reply could not be made"
@@ -80,23 +87,33 @@ class EngineUnhealthy(Exception):
 
 @dataclass(eq=False, slots=True)
 class _Station:
-    """A model and the thread that works for it. held: permits that belong to it."""
+    """A model and the thread that works for it.
+
+    held: permits that belong to it. line: what it has not been given yet. rows: what it has, in rows.
+    """
 
     speaker: Speaker
     make_batcher: Callable[[], Steps]
     worker: Worker | None = None
     held: int = 0
+    line: FairLine[Generation] = field(default_factory=FairLine)
+    rows: int = 0
 
 
 class Permit:
     """A place for one reply, held from before its question is committed until the reply has ended.
 
-    `speaker` is the model that the reply will be made by, whichever is in use by then.
+    `speaker` is the model that the reply will be made by, whichever is in use by then. `owner` is who takes
+    turns with others for it.
     """
 
-    def __init__(self, station: _Station, give_back: Callable[[], None]) -> None:
+    def __init__(
+        self, station: _Station, places: int, give_back: Callable[[], None], owner: str | None = None
+    ) -> None:
         self.station = station
-        self._give_back: Callable[[], None] | None = give_back
+        self.places = places
+        self.owner = owner
+        self._give_back: list[Callable[[], None]] = [give_back]
 
     @property
     def speaker(self) -> Speaker:
@@ -104,9 +121,13 @@ class Permit:
 
     def release(self) -> None:
         """Give the place back; again is harmless."""
-        give_back, self._give_back = self._give_back, None
-        if give_back is not None:
+        callbacks, self._give_back = self._give_back, []
+        for give_back in callbacks:
             give_back()
+
+    def on_release(self, give_back: Callable[[], None]) -> None:
+        """Have something else given back with the place."""
+        self._give_back.append(give_back)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +139,18 @@ class Timing:
     total_ms: float
 
 
+OnEnd = Callable[[Finished | Failed, Timing], None]
+
+
 class Generation:
     """The events of one reply. Left before its end, it is cancelled and nothing more is heard of it."""
 
-    def __init__(self, request_id: str, permit: Permit, engine: Engine) -> None:
-        self.id = request_id
+    def __init__(self, request: ReplyRequest, permit: Permit, engine: Engine) -> None:
+        self.id = request.id
+        self.request = request
         self.permit = permit
+        self.owner = permit.owner or request.id
+        self.rows = 0
         self._engine = engine
         self._events: deque[Event] = deque()
         self._arrival = asyncio.Event()
@@ -189,10 +216,12 @@ class Engine:
 
     make_batcher: called on the thread, before the first request and after a failure.
     capacity: replies under way at the same time, waiting ones included; the batcher must take `PROBES` more.
+    rows: that the batcher decodes at the same time; None when it is to have all requests at once.
     speaker: the model that the batcher belongs to.
     threads: for the arithmetic of one step; the event loop needs a core to itself to stay quick.
     step_limit: seconds after which a step is taken to hang.
     clock: seconds, monotonic; asked from both sides.
+    on_end: told of each reply that has ended. on_refusal: of each that there was no place for.
     """
 
     def __init__(
@@ -200,17 +229,24 @@ class Engine:
         make_batcher: Callable[[], Steps],
         *,
         capacity: int,
+        rows: int | None = None,
         speaker: Speaker = _NOBODY,
         threads: int = 1,
         step_limit: float = STEP_LIMIT,
         clock: Callable[[], float] = time.monotonic,
+        on_end: OnEnd = lambda *_: None,
+        on_refusal: Callable[[], None] = lambda: None,
     ) -> None:
         self.now = clock
+        self.capacity = capacity
+        self._on_end = on_end
+        self._on_refusal = on_refusal
         self._threads = threads
         self._step_limit = step_limit
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watch: asyncio.Task[None] | None = None
         self._free = capacity
+        self._rows = rows
         self._generations: dict[str, Generation] = {}
         self._reply_seconds = 1.0
         self._probe_ids = itertools.count()
@@ -249,16 +285,32 @@ class Engine:
         return self._station.speaker
 
     @property
+    def places_in_use(self) -> int:
+        """Replies under way, waiting ones included."""
+        return self.capacity - self._free
+
+    @property
+    def load(self) -> Load:
+        """Of all batchers, after the last step of each, and of the lines before them."""
+        loads = [station.worker.load for station in self._stations if station.worker is not None]
+        waiting = sum(len(station.line) for station in self._stations)
+        return Load(sum(load.rows for load in loads), waiting + sum(load.waiting for load in loads))
+
+    @property
     def failures(self) -> int:
         """Failures of the batcher since it last made a step."""
         return 0 if self._station.worker is None else self._station.worker.failures
 
-    def reserve(self) -> Permit:
-        """A place for one more reply. Raises `EngineBusy` at once when there is none."""
+    def reserve(self, owner: str | None = None) -> Permit:
+        """A place for one more reply. Raises `EngineBusy` at once when there is none.
+
+        owner: takes turns with other owners when there is a line; None for a request that is its own.
+        """
         if self._free <= 0:
+            self._on_refusal()
             raise EngineBusy(float(max(1, math.ceil(self._reply_seconds))))
         self._free -= 1
-        return self._permit(1)
+        return self._permit(1, owner)
 
     def generate(self, request: ReplyRequest, permit: Permit | None = None) -> Generation:
         """Hand a request over. The permit is given back with the reply's last event.
@@ -267,18 +319,24 @@ class Engine:
         """
         if request.id in self._generations:
             raise ValueError("a request with this id is under way")
-        generation = Generation(request.id, permit or self.reserve(), self)
+        generation = Generation(request, permit or self.reserve(), self)
         self._generations[request.id] = generation
-        worker = generation.permit.station.worker
-        if worker is not None:
-            worker.command(request)
+        station = generation.permit.station
+        if generation.permit.places:
+            station.line.put(generation.owner, generation)
+            self._hand_over(station)
+        elif station.worker is not None:  # a health check waits for nobody
+            station.worker.command(request)
         return generation
 
     def cancel(self, request_id: str) -> None:
         """End a reply early; its `Finished` comes with the next step. Unknown ids are ignored."""
         generation = self._generations.get(request_id)
-        if generation is not None and generation.permit.station.worker is not None:
-            generation.permit.station.worker.command(request_id)
+        if generation is None or (worker := generation.permit.station.worker) is None:
+            return
+        if generation.permit.station.line.remove(generation.owner, generation):
+            worker.command(generation.request)  # the batcher drops it before it takes any rows
+        worker.command(request_id)
 
     async def check(self, wait: float = PROBE_WAIT) -> None:
         """Have one token decoded within `wait` seconds, unless a step has only just gone well.
@@ -345,7 +403,20 @@ class Engine:
     def _hangs(self, worker: Worker) -> bool:
         return worker.overdue(max(FIRST_STEP_LIMIT, self._step_limit), self._step_limit)
 
-    def _permit(self, places: int) -> Permit:
+    def _hand_over(self, station: _Station) -> None:
+        """Give the thread what its batcher has rows for, and a little more."""
+        most = math.inf if self._rows is None else self._rows + max(1, self._rows // AHEAD)
+        while station.line and station.worker is not None:
+            # More rows than there are is refused by the batcher, in its own words.
+            rows = min(rows_needed(station.line.first().request.options), self._rows or 1)
+            if station.rows and station.rows + rows > most:
+                return
+            generation = station.line.take()
+            generation.rows = rows
+            station.rows += rows
+            station.worker.command(generation.request)
+
+    def _permit(self, places: int, owner: str | None = None) -> Permit:
         station = self._station
         station.held += 1
 
@@ -354,7 +425,7 @@ class Engine:
             station.held -= 1
             self._retire_unused(station)
 
-        return Permit(station, give_back)
+        return Permit(station, places, give_back, owner)
 
     def _retire_unused(self, station: _Station) -> None:
         if station is self._station or station.held or station not in self._stations:
@@ -364,6 +435,7 @@ class Engine:
             station.worker.stop()
 
     def _fail_all(self, station: _Station, reason: str) -> None:
+        station.line.clear()
         under_way = [reply for reply, each in self._generations.items() if each.permit.station is station]
         self._deliver(station.worker, [Failed(reply, reason) for reply in under_way])
 
@@ -381,5 +453,10 @@ class Engine:
             generation.deliver(event)
             if not isinstance(event, Piece):
                 del self._generations[event.id]
+                generation.permit.station.rows -= generation.rows
+                self._hand_over(generation.permit.station)
                 generation.permit.release()
-                self._reply_seconds += 0.1 * (generation.timing.total_ms / 1000 - self._reply_seconds)
+                timing = generation.timing
+                self._reply_seconds += 0.1 * (timing.total_ms / 1000 - self._reply_seconds)
+                if generation.permit.places:  # a health check has none
+                    self._on_end(event, timing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from fastapi import FastAPI, Header, HTTPException, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Header, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
@@ -163,8 +163,13 @@ class Readiness:
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def build(backend: Backend, lifespan: Lifespan | None = None, web: Path = WEB) -> ASGIApp:
-    """The HTTP application. `web` holds the pages."""
+def build(
+    backend: Backend,
+    lifespan: Lifespan | None = None,
+    web: Path = WEB,
+    routers: Sequence[APIRouter] = (),
+) -> ASGIApp:
+    """The HTTP application. `web` holds the pages, `routers` the routes that other modules bring along."""
     app = FastAPI(
         title="Turnwise",
         version=version(),
@@ -177,6 +182,8 @@ def build(backend: Backend, lifespan: Lifespan | None = None, web: Path = WEB) -
     _add_errors(app)
     _add_health(app, backend)
     _add_conversations(app, backend)
+    for router in routers:
+        app.include_router(router)
     _add_pages(app, web)
     return with_headers(app)
 

@@ -2,7 +2,8 @@
 
 The store keeps records; sessions speak of tokens, turns and replies. Whatever a client may not do, or what
 is not there, is a `Refusal` that carries the error to be sent. Reading is a trip to the store's threads;
-what is written waits for the writer's next commit, on no thread at all.
+what is written waits for the writer's next commit, on no thread at all. What a model reads to answer a new
+turn is in memory as a rule (server.histories), however long the conversation.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from chatbot.transcripts import Role
+from server.histories import HISTORY_BYTES, Histories
 from server.offload import Offload
 from server.protocol import Accepted, Alternative, Error, Message
 from server.session import Judge, Open, Post
@@ -68,12 +70,17 @@ class Taken:
 
 
 class Ledger:
-    """max_messages: how many one conversation may hold."""
+    """max_messages: how many one conversation may hold. histories: bytes that may be kept in memory of what
+    models have read.
+    """
 
-    def __init__(self, store: Store, offload: Offload, max_messages: int) -> None:
+    def __init__(
+        self, store: Store, offload: Offload, max_messages: int, histories: int = HISTORY_BYTES
+    ) -> None:
         self._store = store
         self._offload = offload
         self._max_messages = max_messages
+        self._histories = Histories(histories)
 
     async def let_in(self, request: Open) -> Admission:
         """Who comes without a token or a conversation gets one. Another's is refused as if missing."""
@@ -127,7 +134,10 @@ class Ledger:
             raise Refusal(self._full(post.id)) from None
         accepted = Accepted(id=post.id, message=turn.message_id, seq=turn.seq)
         if turn.created:
-            history = await self.history(conversation, turn.message_id)
+            history = self._histories.say(conversation, turn, post.text)
+            if history is None:
+                history = tuple(await self.history(conversation, turn.message_id))
+                self._histories.learn(conversation, turn, history)
             return Taken(accepted, _said(turn, post), None, history)
         return await self._offload(self._find_again, conversation, accepted)
 
@@ -159,6 +169,7 @@ class Ledger:
     async def add_reply(self, conversation: str, reply: NewReply) -> Message:
         """Commit a finished reply."""
         turn = await _committed(self._store.submit_reply(conversation, reply))
+        self._histories.answer(conversation, turn, reply)
         return Message(
             seq=turn.seq,
             message=turn.message_id,

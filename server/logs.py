@@ -1,7 +1,7 @@
 """Log lines: one JSON object each, with an event and its fields, and nothing that somebody wrote.
 
-No text, token, address or name of a visitor goes into a log. An exception is logged by its type and place,
-because its message may quote what it failed on.
+No text, token, key, address or name of a visitor goes into a log. An exception is logged by its type and
+place, because its message may quote what it failed on; so may all that a library says after its first line.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ class LineFormatter(logging.Formatter):
     """One line per record, whatever it holds."""
 
     def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        ours = record.name.partition(".")[0] == "server"
         line = {
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "from": record.name,
-            "event": record.getMessage(),
+            "event": message if ours else message.partition("\n")[0],
         }
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:

@@ -54,6 +54,9 @@ class Settings(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where the model runs; auto takes a GPU if there is one"
     )
+    precision: Literal["auto", "float32", "int8"] = Field(
+        "auto", description="what the model computes in; auto and int8 take 8 bits where that can be done"
+    )
     rows: int = Field(
         64, ge=1, le=4096, description="sequences decoded at the same time; a beam takes several"
     )
@@ -79,16 +82,37 @@ class Settings(BaseModel):
     max_messages: int = Field(2000, ge=2, le=100_000, description="messages one conversation may hold")
     max_connections: int = Field(2000, ge=1, le=1_000_000, description="chat sockets open at the same time")
     connections_per_address: int = Field(
-        200, ge=1, le=1_000_000, description="chat sockets open at the same time from one address"
+        1000,
+        ge=1,
+        le=1_000_000,
+        description="chat sockets, HTTP connections, and replies in the making, each, for one address",
+    )
+    visitors_per_address: int = Field(
+        3000, ge=1, le=1_000_000, description="new visitors in a minute from one address"
+    )
+    requests_per_address: int = Field(
+        6000, ge=1, le=10_000_000, description="HTTP requests in a minute from one address; more get 429"
+    )
+    replies_per_visitor: int = Field(
+        8, ge=1, le=65536, description="replies that one visitor may have in the making; more are told busy"
+    )
+    frames_per_second: float = Field(
+        500.0, ge=1, le=1_000_000, description="frames read from one chat socket; more wait unread"
     )
     sockets_per_conversation: int = Field(
         8, ge=1, le=1024, description="sockets that may follow one conversation; the oldest gives way"
+    )
+    replies_per_key: int = Field(
+        8, ge=1, le=4096, description="replies that one API key may have in the making; more are told busy"
     )
     mailbox: int = Field(
         256,
         ge=16,
         le=65536,
         description="messages held for a socket that reads too slowly before it is closed",
+    )
+    request_seconds: float = Field(
+        8.0, gt=0, le=600, description="time from a connection to the end of its request's headers"
     )
     hello_seconds: float = Field(10.0, gt=0, le=600, description="time from the connection to its hello")
     ping_seconds: float = Field(
@@ -106,8 +130,15 @@ class Settings(BaseModel):
     allowed_origins: Names = Field(
         (), description="other origins whose pages may open a chat, such as https://shop.example; with commas"
     )
+    programs: Literal["loopback", "anyone", "nobody"] = Field(
+        "loopback",
+        description="which programs, that is clients that send no Origin, may begin a chat without a token",
+    )
     trusted_proxies: Names = Field(
         (), description="addresses or networks whose X-Forwarded-For and -Proto are believed; with commas"
+    )
+    metrics: Literal["open", "key", "off"] = Field(
+        "open", description="who may read /metrics: anyone, programs with an API key, or nobody"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least level that is logged"

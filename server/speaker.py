@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from chatbot.model_directory import ModelBundle
 from chatbot.options import DecodingOptions
 from chatbot.terms import Terms
+from chatbot.transcripts import Role
 
 
 @dataclass(frozen=True, slots=True)
 class Speaker:
     """options: lays a client's options over the defaults; raises `OptionError` for what cannot be
-    followed.
+    followed. count_tokens: of turns, as the model reads them. token_bytes: what a token of a reply stands
+    for; none for a special token.
     """
 
     fingerprint: str
     defaults: DecodingOptions
     options: Callable[[Mapping[str, Any]], DecodingOptions]
+    count_tokens: Callable[[Sequence[tuple[Role, str]]], int] = lambda _: 0
+    token_bytes: Callable[[int], bytes] = lambda _: b""
 
 
 def speaker_of(bundle: ModelBundle, rows: int) -> Speaker:
@@ -35,4 +39,8 @@ def speaker_of(bundle: ModelBundle, rows: int) -> Speaker:
         terms.grant(merged)
         return merged
 
-    return Speaker(bundle.fingerprint, bundle.defaults, options)
+    def count_tokens(turns: Sequence[tuple[Role, str]]) -> int:
+        most = bundle.config.max_turn_tokens
+        return sum(min(len(ids), most) for ids in bundle.tokenizer.encode_turns(turns))
+
+    return Speaker(bundle.fingerprint, bundle.defaults, options, count_tokens, bundle.tokenizer.token_bytes)

@@ -2,7 +2,7 @@
 
 A visitor has conversations, a conversation has messages numbered 1, 2, 3 … (`seq`), a message made by a
 model has one generation record, and a message may have one feedback. Whatever belongs to a visitor goes
-when the visitor goes: every foreign key on that path cascades in the database itself.
+when the visitor goes: every foreign key on that path cascades in the database itself. API keys stand apart.
 """
 
 from __future__ import annotations
@@ -165,3 +165,29 @@ class Feedback(Base):
     rating: Mapped[str | None]
     comment: Mapped[str | None] = mapped_column(Text)
     updated_at: Mapped[datetime]
+
+
+class ApiKey(Base):
+    """What a program shows to use the HTTP API. Of the key itself only the SHA-256 (hex) is kept.
+
+    name: whose it is, in the owner's words; no two keys that hold have the same. last_used_at: to the minute,
+    about. revoked_at: None as long as it holds.
+    """
+
+    __tablename__ = "api_key"
+    __table_args__ = (
+        Index(
+            "uq_api_key_name",
+            "name",
+            unique=True,
+            sqlite_where=text("revoked_at IS NULL"),
+            postgresql_where=text("revoked_at IS NULL"),
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    key_hash: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime]
+    last_used_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]

@@ -10,8 +10,9 @@ from typing import Protocol
 
 import torch
 
-from chatbot.replies import Event, Failed, Piece, ReplyRequest
+from chatbot.replies import Event, Failed, Load, Piece, ReplyRequest
 from server import logs
+from server.pacing import Pacing
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,9 @@ class Steps(Protocol):
 
     @property
     def idle(self) -> bool: ...
+
+    @property
+    def load(self) -> Load: ...
 
 
 class Worker:
@@ -58,6 +62,7 @@ class Worker:
         self.failures = 0
         self.stepped_at = -math.inf
         self.step_began: float | None = None
+        self.load = Load(0, 0)
 
     def start(self) -> None:
         self._thread.start()
@@ -93,6 +98,7 @@ class Worker:
         torch.set_num_threads(self._threads)  # belongs to the thread that calls it
         batcher: Steps | None = None
         alive: set[str] = set()
+        pacing = Pacing(self._now)
         while True:
             commands = self._next_commands(wait=batcher is None or batcher.idle)
             if commands is None:
@@ -102,15 +108,16 @@ class Worker:
                 batcher = batcher or self._make_batcher()
                 refused = _apply(commands, batcher, alive)
                 events = refused + batcher.step()
-                self.failures, self.stepped_at = 0, self._now()
+                self.failures, self.stepped_at, self.load = 0, self._now(), batcher.load
             except Exception as error:  # noqa: BLE001 - whatever it is, the thread lives on and the rest is told
                 logs.event(log, logging.ERROR, "batcher_failed", error=logs.place(error), replies=len(alive))
                 alive |= {command.id for command in commands if isinstance(command, ReplyRequest)}
                 events = [Failed(reply, "the reply could not be made") for reply in alive]
-                batcher, self.failures = None, self.failures + 1
+                batcher, self.failures, self.load = None, self.failures + 1, Load(0, 0)
             self.step_began = None
             alive -= {event.id for event in events if not isinstance(event, Piece)}
-            self._report([command.id for command in commands if isinstance(command, ReplyRequest)], events)
+            taken = [command.id for command in commands if isinstance(command, ReplyRequest)]
+            self._report(taken, pacing.due(events))
 
     def _next_commands(self, wait: bool) -> list[ReplyRequest | str] | None:
         """What is to be done before the next step; None when the engine is stopping."""

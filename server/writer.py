@@ -32,6 +32,9 @@ A StoreError in the place of a result refuses one request that has written nothi
 undoes the transaction. It may be called again with the same requests.
 """
 
+Observe = Callable[[float, Sequence[tuple[Any, Any]]], None]
+"""Told of each transaction that is kept: its seconds, and each request with what became of it."""
+
 WAITING: Final = 4096
 """Requests that may wait; the next one is refused as busy."""
 TOGETHER: Final = 256
@@ -46,12 +49,23 @@ class _Job:
 
 
 class Writer:
-    """Give it `start` before anybody waits for an answer, and `close` at the end."""
+    """Give it `start` before anybody waits for an answer, and `close` at the end.
 
-    def __init__(self, engine: Engine, *, waiting: int = WAITING, together: int = TOGETHER) -> None:
+    observe: called on the thread.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        waiting: int = WAITING,
+        together: int = TOGETHER,
+        observe: Observe = lambda *_: None,
+    ) -> None:
         self._engine = engine
         self._waiting = waiting
         self._together = together
+        self._observe = observe
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -68,6 +82,11 @@ class Writer:
             self._changed.notify()
         if self._thread.ident is not None:
             self._thread.join()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a transaction."""
+        return len(self._jobs)
 
     def submit(self, carry_out: CarryOut[Request, Result], request: Request) -> Future[Result]:
         """The future has the result, or the error, once that is on the disk. It cannot be cancelled.
@@ -141,12 +160,17 @@ class Writer:
         for at, job in enumerate(jobs):
             kinds.setdefault(job.carry_out, []).append(at)
         outcomes: list[Any] = [None] * len(jobs)
+        began_at = time.monotonic()
         with writing(self._engine) as connection:
             begun.set()
             for carry_out, places in kinds.items():
                 found = carry_out(connection, [jobs[at].request for at in places])
                 for at, outcome in zip(places, found, strict=True):
                     outcomes[at] = outcome
+        self._observe(
+            time.monotonic() - began_at,
+            [(job.request, outcome) for job, outcome in zip(jobs, outcomes, strict=True)],
+        )
         return outcomes
 
 

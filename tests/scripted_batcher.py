@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from chatbot.batcher import BatcherFull
-from chatbot.replies import Event, Finished, FinishReason, Piece, Reply, ReplyRequest
+from chatbot.replies import Event, Finished, FinishReason, Load, Piece, Reply, ReplyRequest
 
 Script = Callable[[ReplyRequest], list[str]]
 
@@ -76,6 +76,10 @@ class ScriptedBatcher:
     @property
     def idle(self) -> bool:
         return not self._playing
+
+    @property
+    def load(self) -> Load:
+        return Load(len(self._playing), 0)
 
     def step(self) -> list[Event]:
         self.threads.add(threading.current_thread().name)

@@ -26,6 +26,9 @@ from server.tables import Base
 from tests.databases import KINDS, fresh_database
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+NEWEST = str(ScriptDirectory(str(database.MIGRATIONS)).get_current_head())
+NEXT = f"{int(NEWEST) + 1:04}"
+"""A revision after all of ours, for migrations that a test adds."""
 
 
 @pytest.fixture(params=KINDS)
@@ -132,13 +135,13 @@ def test_that_comparison_sees_checks_and_the_conditions_of_indexes(database_url:
 def test_upgrading_again_changes_nothing(database_url: str, engine: Engine) -> None:
     upgrade(database_url)
     visitor = Store(engine).new_visitor()
-    assert upgrade(database_url) == "0001"
+    assert upgrade(database_url) == NEWEST
     assert Store(engine).visitor_of(visitor.token) == visitor.visitor_id
 
 
 def test_several_processes_upgrade_at_once(database_url: str, engine: Engine) -> None:
     with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as processes:
-        assert list(processes.map(upgrade, [database_url] * 6)) == ["0001"] * 6
+        assert list(processes.map(upgrade, [database_url] * 6)) == [NEWEST] * 6
     require_newest(engine)
 
 
@@ -148,8 +151,8 @@ def test_a_failing_upgrade_leaves_nothing_behind(
     upgrade(database_url)
     add_migration(
         more_migrations,
-        "0002",
-        "0001",
+        NEXT,
+        NEWEST,
         "op.create_table('half', sa.Column('id', sa.Integer(), primary_key=True))",
         "op.execute('INSERT INTO half (id) VALUES (1)')",
         "op.execute('SELECT * FROM nowhere')",
@@ -158,7 +161,7 @@ def test_a_failing_upgrade_leaves_nothing_behind(
         upgrade(database_url)
     with reading(engine) as connection:
         assert "half" not in inspect(connection).get_table_names()
-        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "0001"
+        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == NEWEST
 
 
 def test_changing_a_table_keeps_the_rows_that_refer_to_it(
@@ -171,14 +174,14 @@ def test_changing_a_table_keeps_the_rows_that_refer_to_it(
     store.add_user_turn(conversation, "1", "still here?", {})
     add_migration(
         more_migrations,
-        "0002",
-        "0001",
+        NEXT,
+        NEWEST,
         "with op.batch_alter_table('visitor') as visitor:",
         "    visitor.alter_column('token_hash', new_column_name='secret', existing_type=sa.String())",
         "with op.batch_alter_table('conversation') as conversation:",
         "    conversation.drop_column('created_at')",
     )
-    assert upgrade(database_url) == "0002"
+    assert upgrade(database_url) == NEXT
     with reading(engine) as connection:
         assert connection.scalar(text("SELECT count(secret) FROM visitor")) == 1
         assert connection.scalar(text("SELECT text FROM message")) == "still here?"
@@ -189,7 +192,7 @@ def test_an_upgrade_may_not_leave_rows_that_refer_to_nothing(tmp_path: Path, mor
     upgrade(url)
     engine = connect(url)
     Store(engine).open_conversation(Store(engine).new_visitor().visitor_id)
-    add_migration(more_migrations, "0002", "0001", "op.execute('DELETE FROM visitor')")
+    add_migration(more_migrations, NEXT, NEWEST, "op.execute('DELETE FROM visitor')")
     with pytest.raises(StoreUnavailable, match="rows in conversation that refer to nothing"):
         upgrade(url)
     with reading(engine) as connection:
@@ -202,8 +205,10 @@ def test_a_database_that_is_behind_is_refused(
 ) -> None:
     upgrade(database_url)
     require_newest(engine)
-    add_migration(more_migrations, "0002", "0001", "pass")
-    with pytest.raises(OutdatedDatabase, match="is at migration 0001, this Turnwise needs migration 0002"):
+    add_migration(more_migrations, NEXT, NEWEST, "pass")
+    with pytest.raises(
+        OutdatedDatabase, match=f"is at migration {NEWEST}, this Turnwise needs migration {NEXT}"
+    ):
         require_newest(engine)
     upgrade(database_url)
     require_newest(engine)
@@ -212,11 +217,13 @@ def test_a_database_that_is_behind_is_refused(
 def test_a_database_that_is_ahead_is_refused_and_not_touched(
     database_url: str, engine: Engine, more_migrations: Path
 ) -> None:
-    add_migration(more_migrations, "0002", "0001", "pass")
+    add_migration(more_migrations, NEXT, NEWEST, "pass")
     upgrade(database_url)
-    (more_migrations / "0002_added.py").unlink()
+    (more_migrations / f"{NEXT}_added.py").unlink()
     for attempt in (lambda: require_newest(engine), lambda: upgrade(database_url)):
-        with pytest.raises(NewerDatabase, match="at migration 0002, this Turnwise knows none after 0001"):
+        with pytest.raises(
+            NewerDatabase, match=f"at migration {NEXT}, this Turnwise knows none after {NEWEST}"
+        ):
             attempt()
 
 
@@ -259,7 +266,7 @@ def test_the_command_upgrades_from_any_folder(database_url: str, engine: Engine,
     elsewhere.mkdir()
     done = run_upgrade(elsewhere, "--database-url", database_url)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "at migration 0001, the newest" in done.stdout
+    assert f"at migration {NEWEST}, the newest" in done.stdout
     require_newest(engine)
     assert list(elsewhere.iterdir()) == []
 

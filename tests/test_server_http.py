@@ -14,9 +14,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from server import http, logs, reference
-from server.chat_socket import address_key, may_connect
+from server.chat_socket import may_connect
 from server.engine import Engine
 from server.http import CONTENT_SECURITY_POLICY, Backend, Readiness
+from server.limits import address_key
 from server.offload import Offload
 from server.store import Store, StoreUnavailable
 from tests.chat_client import chatting
@@ -185,7 +186,16 @@ def test_a_fault_of_ours_shows_no_traceback(server: LiveServer, monkeypatch: pyt
 def test_the_reference_names_every_route_and_escapes_it(server: LiveServer) -> None:
     described = ask(server, "/openapi.json").json
     page = ask(server, "/docs").body.decode()
-    assert {"/livez", "/readyz", "/version", "/api/conversations"} == set(described["paths"])
+    assert set(described["paths"]) == {
+        "/livez",
+        "/readyz",
+        "/version",
+        "/metrics",
+        "/api/conversations",
+        "/v1/chat/completions",
+        "/v1/models",
+        "/v1/models/{model}",
+    }
     assert all(path in page for path in described["paths"])
     described["info"]["title"] = "<script>alert(1)</script>"
     assert "<script>" not in reference.page(described)
@@ -328,3 +338,10 @@ def test_a_log_line_is_one_line_and_never_an_exceptions_message() -> None:
     assert "secret" not in line
     written = json.loads(line)
     assert (written["event"], written["level"], written["count"]) == ("failed\nx", "error", 2)
+
+
+def test_of_what_libraries_say_only_the_first_line_is_kept() -> None:
+    said = "Task exception was never retrieved\nfuture: <Task exception=ValueError('my secret')>"
+    line = logs.LineFormatter().format(logging.LogRecord("asyncio", logging.ERROR, "", 0, said, (), None))
+    assert json.loads(line)["event"] == "Task exception was never retrieved"
+    assert "secret" not in line
