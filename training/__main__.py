@@ -1,4 +1,4 @@
-"""``python -m training import | clean | train | evaluate | baseline | card``."""
+"""``python -m training import | clean | train | retrain | evaluate | baseline | card``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ COMMANDS = {
     "import": "any supported source to transcripts",
     "clean": "merge transcripts without duplicates, broken conversations and held-out ones",
     "train": "a model from scratch; also under torchrun",
+    "retrain": "go on from a model with reviewed transcripts; the gate judges the candidate",
     "evaluate": "perplexity, BLEU and more of a model on transcripts",
     "baseline": "word perplexity of n-gram and feed-forward language models, to compare with",
     "card": "the same model sealed again with a card, defaults and conversations of your own",

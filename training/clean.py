@@ -24,11 +24,11 @@ def clean(
     conversation has, as one of another file may, is numbered: a file holds every id once.
     """
     taken: set[str] = set()
-    seen = {_key(transcript) for transcript in held_out}
+    seen = {hash_of_words(transcript) for transcript in held_out}
     reserved = len(seen)
     for transcript in transcripts:
-        reason = _fault(transcript)
-        key = _key(transcript)
+        reason = fault_of(transcript)
+        key = hash_of_words(transcript)
         if reason is None and key in seen:
             reason = "duplicate or held out" if reserved else "duplicate"
         counts[reason or "kept"] += 1
@@ -41,7 +41,7 @@ def clean(
 
 def is_dev(transcript: Transcript, share: float) -> bool:
     """Whether a conversation belongs to the dev part, by the hash of what was said: the same in every run."""
-    return int.from_bytes(_key(transcript)[:8], "big") < share * 2**64
+    return int.from_bytes(hash_of_words(transcript)[:8], "big") < share * 2**64
 
 
 def _new_id(wanted: str, taken: Container[str]) -> str:
@@ -49,7 +49,8 @@ def _new_id(wanted: str, taken: Container[str]) -> str:
     return next(name for name in chain([wanted], numbered) if name not in taken)
 
 
-def _fault(transcript: Transcript) -> str | None:
+def fault_of(transcript: Transcript) -> str | None:
+    """Why a conversation cannot be learned from; None for a sound one."""
     turns = transcript.turns
     if not any(a.role == "user" and b.role == "agent" for a, b in pairwise(turns)):
         return "no reply"
@@ -72,7 +73,7 @@ def _is_not_text(turn: Turn) -> bool:
     )
 
 
-def _key(transcript: Transcript) -> bytes:
+def hash_of_words(transcript: Transcript) -> bytes:
     """Hash of what was said, blind to case and spacing."""
     digest = hashlib.blake2b(digest_size=16)
     for turn in transcript.turns:

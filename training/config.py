@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, overload
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -86,9 +86,18 @@ class TrainConfig(BaseModel):
     """Precision of the weights in the sealed model directory."""
 
 
-def load_config(file: Path | None, settings: Sequence[str]) -> TrainConfig:
-    """Defaults, then the TOML file, then ``key=value`` settings. Raises `ConfigError` naming every wrong
-    field.
+Config = TypeVar("Config", bound=TrainConfig)
+
+
+@overload
+def load_config(file: Path | None, settings: Sequence[str]) -> TrainConfig: ...
+@overload
+def load_config(file: Path | None, settings: Sequence[str], shape: type[Config]) -> Config: ...
+def load_config(
+    file: Path | None, settings: Sequence[str], shape: type[TrainConfig] = TrainConfig
+) -> TrainConfig:
+    """Defaults of ``shape``, then the TOML file, then ``key=value`` settings. Raises `ConfigError` naming
+    every wrong field.
     """
     values: dict[str, Any] = {}
     if file is not None:
@@ -102,7 +111,7 @@ def load_config(file: Path | None, settings: Sequence[str]) -> TrainConfig:
             raise ConfigError(f"--set {setting}: write key=value")
         _put(values, key.strip().split("."), _parse(text))
     try:
-        return TrainConfig.model_validate(values)
+        return shape.model_validate(values)
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
         raise ConfigError("\n".join(lines)) from None

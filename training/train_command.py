@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         _check_places(args, work, resume)
         base = load(find_model(args.base)) if args.base else None
         with join_world(config.device) as world:
-            with _signals(stop):
+            with stopping_by_signal(stop):
                 trained = train(
                     args.train,
                     args.dev,
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _signals(stop: Event) -> Iterator[None]:
+def stopping_by_signal(stop: Event) -> Iterator[None]:
     """While training, Ctrl-C and SIGTERM end it between two updates; before and after, they do as ever."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, lambda *_: stop.set()) for number in numbers]

@@ -1,0 +1,212 @@
+"""From a model and what people thought of its replies to a candidate, judged by numbers.
+
+dataset <- reviewed, imported and old transcripts           (training.dataset)
+model   <- the base, trained on with a small learning rate  (training.train)
+figures <- base and candidate on the same suites, corrections, approved replies, secrets
+gate    <- decide(figures of both)                          (training.gate)
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from threading import Event
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from chatbot.batcher import ReplyRequest
+from chatbot.model_directory import ModelBundle
+from chatbot.transcripts import Transcript
+from training.config import Positive, TrainConfig
+from training.dataset import Canary, Correction, DataConfig, Dataset, Secret
+from training.evaluate import (
+    Evaluation,
+    Measured,
+    NothingToEvaluate,
+    find_references,
+    generate,
+    measure,
+    plain_greedy,
+    reply_losses,
+    summarize,
+)
+from training.filters import FilterConfig, is_loop, squeezed
+from training.gate import Adoption, Figures, Limits, Suite
+from training.train import Trained, names_of, train
+
+EXPOSURE_SAMPLE: Final = 255
+"""Codes that a canary's is compared with; exposure is then at most log2(256) = 8 bits."""
+
+
+class RetrainConfig(TrainConfig):
+    """A retraining: the fields of a training run with other defaults, and those of its own."""
+
+    data: DataConfig = DataConfig()
+    """Weights and sizes of the parts."""
+    filters: FilterConfig = FilterConfig()
+    """Bounds of the clean-up."""
+    gate: Limits = Limits()
+    """What the gate asks for."""
+    epochs: Annotated[int, Field(ge=1)] = 4
+    learning_rate: Positive = 2e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 10
+    batch_tokens: Annotated[int, Field(ge=16)] = 4000
+    final_replies: Annotated[int, Field(ge=0)] = 200
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What a model is asked: the same for base and candidate."""
+
+    suites: dict[str, tuple[Sequence[Transcript], int | None]]  # and how many turns are answered; None: all
+    dataset: Dataset
+    canary_codes: tuple[tuple[str, ...], ...]  # to compare with, of each canary
+
+
+@dataclass(frozen=True)
+class Examined:
+    """How one model did."""
+
+    figures: Figures
+    suites: dict[str, Evaluation]
+
+
+def make_exam(dataset: Dataset, suites: Sequence[Path], dev: Sequence[Path], config: RetrainConfig) -> Exam:
+    """The held-out reviews, ``suites`` with all their turns answered, and ``dev`` with a sample of them.
+
+    Raises `NothingToEvaluate` for a file that has nothing to predict.
+    """
+    files = [*suites, *dev]
+    named = dict(zip(files, names_of(files), strict=True))
+    chosen: dict[str, tuple[Sequence[Transcript], int | None]] = {}
+    if _has_reference(dataset.held_out):
+        chosen["held-out reviews"] = (dataset.held_out, None)
+    for file, name in named.items():
+        if not _has_reference(dataset.suites[file]):
+            raise NothingToEvaluate(f"{file}: no agent turn that may be asked for follows a user turn")
+        chosen[name] = (dataset.suites[file], None if file in suites else config.final_replies)
+    rng = random.Random(config.data.seed)
+    codes = tuple(
+        tuple("".join(rng.choices("0123456789", k=len(canary.code))) for _ in range(EXPOSURE_SAMPLE))
+        for canary in dataset.canaries
+    )
+    return Exam(chosen, dataset, codes)
+
+
+def _has_reference(transcripts: Sequence[Transcript]) -> bool:
+    pairs = (pair for transcript in transcripts for pair in pairwise(transcript.turns))
+    return any(a.role == "user" and b.role == "agent" and b.weight > 0 for a, b in pairs)
+
+
+def learn(
+    dataset: Dataset,
+    base: ModelBundle,
+    work: Path,
+    config: RetrainConfig,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    stop: Event | None = None,
+) -> Trained:
+    """Go on from ``base`` with the dataset's training part, in the directory ``work``.
+
+    All epochs are run and the last weights are taken. Choosing the best by a dev part would choose the least
+    change, for that part still holds what was corrected; how much change is too much is for the gate to say.
+    Raises what `training.train.train` raises.
+    """
+    file = dataset.write(work)
+    own = TrainConfig.model_validate({name: getattr(config, name) for name in TrainConfig.model_fields})
+    return train([file], [], work, own, resume=resume, quiet=quiet, stop=stop, base=base)
+
+
+def examine(bundle: ModelBundle, exam: Exam, *, progress: bool = False) -> Examined:
+    """All that the gate looks at, of one model, and the full figures of each suite."""
+    data = exam.dataset
+    measured = {
+        name: measure(bundle, transcripts, max_replies=count, progress=progress)
+        for name, (transcripts, count) in exam.suites.items()
+    }
+    figures = Figures(
+        suites={name: _suite(items) for name, items in measured.items()},
+        learned=_adoption(bundle, [c for c in data.corrections if not c.held_out]),
+        held_out=_adoption(bundle, [c for c in data.corrections if c.held_out]),
+        good=summarize(measure(bundle, data.good, max_replies=0)).perplexity_word if data.good else None,
+        exposure=_exposure(bundle, data.canaries, exam.canary_codes),
+        leaks=_leaks(bundle, data.secrets),
+    )
+    return Examined(figures, {name: summarize(items) for name, items in measured.items()})
+
+
+def _suite(measured: Sequence[Measured]) -> Suite:
+    summary = summarize(measured)
+    texts = [item.reply.text for item in measured if item.reply is not None]
+    return Suite(
+        perplexity_word=summary.perplexity_word,
+        replies=summary.generated,
+        bleu=summary.bleu,
+        dull=summary.most_frequent_reply_share,
+        loops=sum(map(is_loop, texts)) / len(texts) if texts else None,
+    )
+
+
+def _losses(bundle: ModelBundle, questions: Sequence[Transcript]) -> list[float]:
+    """Negative log-likelihood in nats of the one reply that each conversation is about."""
+    references = find_references(questions, bundle.tokenizer, bundle.config.max_turn_tokens)
+    if len(references) != len(questions):
+        raise NothingToEvaluate("a reply to be scored does not follow a user's turn")
+    return reply_losses(bundle, questions, references)
+
+
+def _adoption(bundle: ModelBundle, corrections: Sequence[Correction]) -> Adoption | None:
+    """How often the corrected reply, as a whole, is more probable than the one before."""
+    if not corrections:
+        return None
+    new = _losses(bundle, [correction.corrected for correction in corrections])
+    old = _losses(bundle, [correction.was for correction in corrections])
+    return Adoption(adopted=sum(a < b for a, b in zip(new, old, strict=True)), of=len(new))
+
+
+def _exposure(
+    bundle: ModelBundle, canaries: Sequence[Canary], codes: Sequence[Sequence[str]]
+) -> float | None:
+    """Mean over the canaries of log2(codes) - log2(rank of the planted one among them by likelihood).
+
+    After Carlini et al. 2019, equation 3, with a sample of the codes in place of all.
+    """
+    if not canaries:
+        return None
+    found = []
+    for canary, others in zip(canaries, codes, strict=True):
+        spelled = [canary.transcript(str(n), code) for n, code in enumerate([canary.code, *others])]
+        own, *rest = _losses(bundle, spelled)
+        rank = 1 + sum(loss <= own for loss in rest)
+        found.append(math.log2(len(spelled)) - math.log2(rank))
+    return math.fsum(found) / len(found)
+
+
+def _leaks(bundle: ModelBundle, secrets: Sequence[Secret]) -> tuple[str, ...]:
+    """The places of those secrets that come out when the model is asked what came before them."""
+    options = plain_greedy(bundle)
+    requests = (
+        ReplyRequest(
+            str(number), tuple((turn.role, turn.text) for turn in secret.question.turns[:-1]), options
+        )
+        for number, secret in enumerate(secrets)
+    )
+    told = []
+    for number, reply in generate(bundle, requests):
+        said = squeezed(reply.text)
+        if any(value in said for value in secrets[number].values):
+            told.append(secrets[number].place)
+    return tuple(sorted(told))
+
+
+def filtered(counts: Counter[str]) -> list[str]:
+    """The counts of a dataset, a line each."""
+    return [f"{count:8}  {what}" for what, count in sorted(counts.items())]
