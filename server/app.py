@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 import logging
 import os
 import resource
@@ -188,6 +190,7 @@ class Server(uvicorn.Server):
         if self.started:
             if threading.current_thread() is threading.main_thread():  # where signals can be heard
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._application.look_for_model)
+                set_aside()
             print(f"Turnwise is ready: {self._address}", flush=True)
             logs.event(log, logging.INFO, "ready", address=self._address)
 
@@ -224,6 +227,24 @@ def serve(settings: Settings) -> int:
         server.run(sockets=[listener])
         logs.event(log, logging.INFO, "stopped")
         return 0
+
+
+def set_aside() -> None:
+    """Take what there is, some 250 000 objects of libraries above all, out of the garbage collector's sight.
+
+    It would look at all of them again and again, for a sixth of a second each time in which nothing else
+    happens in the process. What is not used any more is freed all the same, unless it refers to itself.
+    """
+    gc.collect()
+    gc.freeze()
+    give_back_memory()
+
+
+def give_back_memory() -> None:
+    """Return what was freed to the system, where the C library can: weights are read, converted and dropped."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def build(settings: Settings) -> Application:

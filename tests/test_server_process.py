@@ -14,7 +14,7 @@ import pytest
 
 from server import database, logs
 from server.__main__ import main
-from server.app import allow_sockets
+from server.app import allow_sockets, give_back_memory
 from server.protocol import Message, Ready
 from server.store import Store
 from tests.chat_client import ChatClient, chatting
@@ -150,3 +150,16 @@ def test_what_keeps_it_from_starting_is_said_in_words(
             said = capsys.readouterr()
             assert words in said.err
             assert said.out == ""
+
+
+def test_what_was_freed_is_given_back() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    blocks = [bytes(60_000) for _ in range(2000)]  # too small to be mapped by themselves
+    keep = blocks[-1]
+    full = resident()
+    del blocks
+    give_back_memory()
+    assert resident() < full - 20_000, "pages of 4 KiB: 120 MB were in use"
+    assert keep
