@@ -241,7 +241,7 @@ def set_aside() -> None:
 
 
 def give_back_memory() -> None:
-    """Return what was freed to the system, where the C library can: weights are read, converted and dropped."""
+    """Return what was freed to the system, where the C library can: weights are read, converted, dropped."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
