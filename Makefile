@@ -13,7 +13,7 @@ DEV := $(VENV)/.dev-$(shell cat requirements.txt requirements-dev.txt | cksum | 
 PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check --no-input
 
 # Those that need nothing but the project; benchmarks.learning needs JoeyNMT and transcripts.
-BENCHMARKS := committing decoding training
+BENCHMARKS := committing decoding serving training
 
 # One thread for each test process: two processes that each start a thread per core are slower than one that does.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest

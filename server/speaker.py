@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final
 
 from chatbot.model_directory import ModelBundle
 from chatbot.options import DecodingOptions
 from chatbot.terms import Terms
 from chatbot.transcripts import Role
+
+REMEMBERED: Final = 256
+"""Sets of overrides whose options are remembered: a client sends the same with every message."""
+SHORT: Final = 500
+"""Characters of those, as JSON, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +41,21 @@ def speaker_of(bundle: ModelBundle, rows: int) -> Speaker:
     """
     terms = Terms(bundle.tokenizer, rows)
 
+    def merged(overrides: Mapping[str, Any]) -> DecodingOptions:
+        found = DecodingOptions.merged(bundle.defaults, overrides)
+        terms.grant(found)
+        return found
+
+    @lru_cache(REMEMBERED)
+    def remembered(overrides: str) -> DecodingOptions:
+        return merged(json.loads(overrides))
+
     def options(overrides: Mapping[str, Any]) -> DecodingOptions:
-        merged = DecodingOptions.merged(bundle.defaults, overrides)
-        terms.grant(merged)
-        return merged
+        try:
+            written = json.dumps(overrides)
+        except (TypeError, ValueError):  # no JSON, so no client's
+            return merged(overrides)
+        return remembered(written) if len(written) <= SHORT else merged(overrides)
 
     def count_tokens(turns: Sequence[tuple[Role, str]]) -> int:
         most = bundle.config.max_turn_tokens

@@ -98,3 +98,21 @@ def test_what_is_blocked_is_kept_from_visitors_in_both_senses(bundle: ModelBundl
 
     with serving(f"sqlite:///{tmp_path / 'turnwise.db'}", model) as running:
         asyncio.run(talk(running.address))
+
+
+def test_options_said_again_are_the_same_and_others_are_not(speaker: Speaker) -> None:
+    once = speaker.options({"temperature": 0.5, "seed": 1})
+    assert speaker.options({"temperature": 0.5, "seed": 1}) is once
+    assert speaker.options({"temperature": 0.25, "seed": 1}).temperature == 0.25
+    assert speaker.options({"top_k": 1}).top_k == 1
+    for _ in range(2):  # true is no 1, though Python takes them for equal
+        with pytest.raises(OptionError, match="top_k"):
+            speaker.options({"top_k": True})
+
+
+def test_options_that_are_long_or_no_json_are_looked_at_each_time(speaker: Speaker) -> None:
+    long = {"prefix": "word " * 4 + " " * 600, "max_tokens": 256}
+    with pytest.raises(OptionError, match="prefix"):
+        speaker.options({"prefix": b"bytes"})
+    with pytest.raises(OptionError):
+        speaker.options(long | {"temperature": -1})
