@@ -421,10 +421,10 @@ def beside_transformers(plan: Plan, server: ServerProcess, *, python: str) -> No
 async def _beside(plan: Plan, port: int, peer: Generator, kind: str, level: int) -> None:
     ours: list[list[Exchange]] = []
     theirs: list[tuple[float, float]] = []
-    async with chats(port, level) as clients:
-        for _ in range(plan.repeats + 1):
+    for _ in range(plan.repeats + 1):
+        async with chats(port, level) as clients:  # in new conversations: nobody asks the same twice
             ours.append(list(await asyncio.gather(*(chat.say(LONG, OPTIONS) for chat in clients))))
-            theirs.append(await asyncio.to_thread(peer.generate, level))
+        theirs.append(await asyncio.to_thread(peer.generate, level))
     del ours[0], theirs[0]  # a warm-up
     first = statistics.median(exchange.first_token for each in ours for exchange in each)
     whole = statistics.median(max(e.last for e in each) - min(e.asked for e in each) for each in ours)
