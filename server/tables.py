@@ -1,8 +1,11 @@
 """The tables, the same on SQLite and PostgreSQL. docs/database.md tells what is written when.
 
 A visitor has conversations, a conversation has messages numbered 1, 2, 3 … (`seq`), a message made by a
-model has one generation record, and a message may have one feedback. Whatever belongs to a visitor goes
-when the visitor goes: every foreign key on that path cascades in the database itself. API keys stand apart.
+model has one generation record, and a message may have one feedback and one verdict. Whatever belongs to a
+visitor goes when the visitor goes: every foreign key on that path cascades in the database itself.
+
+API keys, operators, labels, canned replies, imports and jobs stand apart. Operators are disabled, never
+deleted: who did what stays known. What names one holds their id without a foreign key.
 """
 
 from __future__ import annotations
@@ -18,10 +21,12 @@ from sqlalchemy import (
     Dialect,
     ForeignKey,
     Index,
+    Integer,
     MetaData,
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -65,6 +70,7 @@ class Base(DeclarativeBase):
         list[dict[str, Any]]: JSON(),
         list[int]: JSON(),
         list[float]: JSON(),
+        list[str]: JSON(),
     }
 
 
@@ -79,7 +85,16 @@ class Visitor(Base):
 
 
 class Conversation(Base):
-    """`last_seq` is the number of the newest message; its row is locked while the next one is added."""
+    """`last_seq` is the number of the newest message; its row is locked while the next one is added.
+
+    owner: who answers, ``bot`` or ``operator``; then `operator_id` is which one.
+    owner_version: counts changes of the owner, so that one change can be told from another.
+    waiting_since: when the visitor asked for a person, or the bot abstained; None once a person has come.
+    closed_at: when an operator was done with it; None again as soon as the visitor says something.
+    reviewed_at: when a reviewer was done with it.
+    model: fingerprint that made the newest reply. confidence: the lowest of its replies; None: not known.
+    thumbs_down: whether the visitor dislikes a reply in it.
+    """
 
     __tablename__ = "conversation"
     __table_args__ = (Index(None, "visitor_id", "updated_at"),)
@@ -89,6 +104,15 @@ class Conversation(Base):
     last_seq: Mapped[int]
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
+    owner: Mapped[str] = mapped_column(server_default="bot")
+    operator_id: Mapped[str | None]
+    owner_version: Mapped[int] = mapped_column(server_default="0")
+    waiting_since: Mapped[datetime | None]
+    closed_at: Mapped[datetime | None]
+    reviewed_at: Mapped[datetime | None]
+    model: Mapped[str | None]
+    confidence: Mapped[float | None]
+    thumbs_down: Mapped[bool] = mapped_column(server_default=false())
 
 
 class Message(Base):
@@ -100,6 +124,7 @@ class Message(Base):
     answers: the user turn that a reply answers.
     replaces: the earlier reply to the same user turn whose place a regenerated one takes.
     superseded: True once another has taken its place; a user turn has at most one reply where it is False.
+    operator_id: the person who wrote an agent's turn; None for what a model wrote.
     """
 
     __tablename__ = "message"
@@ -130,6 +155,7 @@ class Message(Base):
     answers: Mapped[str | None] = mapped_column(ForeignKey("message.id", ondelete="CASCADE"), index=True)
     replaces: Mapped[str | None] = mapped_column(ForeignKey("message.id", ondelete="SET NULL"), index=True)
     superseded: Mapped[bool]
+    operator_id: Mapped[str | None]
 
 
 class Generation(Base):
@@ -138,6 +164,8 @@ class Generation(Base):
     model: the model's fingerprint. options: all decoding options as they were used. logprobs: one for each of
     token_ids, natural logarithm, from the unfiltered softmax. Times in milliseconds: waited for a slot,
     until the first token, and in all.
+    confidence: the calibrated probability that the reply is acceptable; None for a model without calibration.
+    withheld: what the model would have said, where the bot abstained and the message says so instead.
     """
 
     __tablename__ = "generation"
@@ -153,6 +181,8 @@ class Generation(Base):
     queued_ms: Mapped[float]
     first_token_ms: Mapped[float | None]
     total_ms: Mapped[float]
+    confidence: Mapped[float | None]
+    withheld: Mapped[str | None] = mapped_column(Text)
 
 
 class Feedback(Base):
@@ -191,3 +221,305 @@ class ApiKey(Base):
     created_at: Mapped[datetime]
     last_used_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+
+
+# --- operators --------------------------------------------------------------------------------------------
+
+
+class Operator(Base):
+    """Somebody who may log in to the console. password_hash: argon2id, with its parameters."""
+
+    __tablename__ = "operator"
+    __table_args__ = (CheckConstraint("role IN ('reviewer', 'admin')", name="role"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    role: Mapped[str]
+    password_hash: Mapped[str]
+    created_at: Mapped[datetime]
+    disabled_at: Mapped[datetime | None]
+
+
+class OperatorSession(Base):
+    """A login. Of the cookie's token only the SHA-256 (hex) is kept. used_at: to the minute, about."""
+
+    __tablename__ = "operator_session"
+
+    token_hash: Mapped[str] = mapped_column(primary_key=True)
+    operator_id: Mapped[str] = mapped_column(ForeignKey("operator.id", ondelete="CASCADE"), index=True)
+    created_at: Mapped[datetime]
+    used_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+
+
+class AuditEntry(Base):
+    """Who did what. It never holds what anybody said.
+
+    operator: the name; None for the command line. subject: the id or name of what it was done to.
+    """
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    at: Mapped[datetime]
+    operator: Mapped[str | None]
+    action: Mapped[str]
+    subject: Mapped[str | None]
+    details: Mapped[dict[str, Any] | None]
+
+
+# --- review -----------------------------------------------------------------------------------------------
+
+
+class Verdict(Base):
+    """What a reviewer says of a bot's reply: the last word only.
+
+    labels: reasons, from the team's list. corrected: what should have been said.
+    """
+
+    __tablename__ = "verdict"
+    __table_args__ = (CheckConstraint("verdict IN ('good', 'bad')", name="verdict"),)
+
+    message_id: Mapped[str] = mapped_column(ForeignKey("message.id", ondelete="CASCADE"), primary_key=True)
+    operator_id: Mapped[str] = mapped_column(index=True)
+    verdict: Mapped[str]
+    labels: Mapped[list[str]]
+    corrected: Mapped[str | None] = mapped_column(Text)
+    note: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+class Label(Base):
+    """A reason that reviewers may give. One that is archived is not offered any more."""
+
+    __tablename__ = "label"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    created_at: Mapped[datetime]
+    archived_at: Mapped[datetime | None]
+
+
+class Claim(Base):
+    """A reviewer is at this conversation, so nobody else is given it before `until`."""
+
+    __tablename__ = "claim"
+
+    conversation_id: Mapped[str] = mapped_column(
+        ForeignKey("conversation.id", ondelete="CASCADE"), primary_key=True
+    )
+    operator_id: Mapped[str] = mapped_column(index=True)
+    until: Mapped[datetime]
+
+
+# --- helping operators write ------------------------------------------------------------------------------
+
+
+class CannedReply(Base):
+    """A reply that operators keep ready; `{name}` in its text is a place to be filled in."""
+
+    __tablename__ = "canned_reply"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    title: Mapped[str] = mapped_column(unique=True)
+    text: Mapped[str] = mapped_column(Text)
+    updated_at: Mapped[datetime]
+
+
+class Suggestion(Base):
+    """What the model offered an operator, and what became of it.
+
+    typed: what was in the box. offered: the texts. chosen: the one that was taken. distance: edits
+    (Levenshtein, in code points) from it to what was sent. message_id: what was sent. milliseconds: to make
+    them.
+    """
+
+    __tablename__ = "suggestion"
+    __table_args__ = (
+        CheckConstraint("outcome IN ('accepted', 'edited', 'ignored')", name="outcome"),
+        Index(None, "created_at"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    conversation_id: Mapped[str] = mapped_column(
+        ForeignKey("conversation.id", ondelete="CASCADE"), index=True
+    )
+    operator_id: Mapped[str]
+    created_at: Mapped[datetime]
+    model: Mapped[str]
+    typed: Mapped[str] = mapped_column(Text)
+    offered: Mapped[list[str]]
+    milliseconds: Mapped[float]
+    outcome: Mapped[str | None]
+    chosen: Mapped[str | None] = mapped_column(Text)
+    distance: Mapped[int | None]
+    message_id: Mapped[str | None] = mapped_column(ForeignKey("message.id", ondelete="CASCADE"), index=True)
+
+
+# --- topics -----------------------------------------------------------------------------------------------
+
+
+class TopicMap(Base):
+    """A map of conversations, made at one moment. clusters: for each its number, words, size, x and y."""
+
+    __tablename__ = "topic_map"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    model: Mapped[str]
+    created_at: Mapped[datetime]
+    clusters: Mapped[list[dict[str, Any]]]
+
+
+class TopicPoint(Base):
+    """Where a conversation lies on a map."""
+
+    __tablename__ = "topic_point"
+
+    map_id: Mapped[str] = mapped_column(ForeignKey("topic_map.id", ondelete="CASCADE"), primary_key=True)
+    conversation_id: Mapped[str] = mapped_column(
+        ForeignKey("conversation.id", ondelete="CASCADE"), primary_key=True, index=True
+    )
+    cluster: Mapped[int]
+    x: Mapped[float]
+    y: Mapped[float]
+
+
+# --- transcripts and personal data ------------------------------------------------------------------------
+
+
+class ImportBatch(Base):
+    """A file of transcripts that was uploaded. sha256: of the file as it came, in hex."""
+
+    __tablename__ = "import_batch"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    sha256: Mapped[str] = mapped_column(unique=True)
+    operator_id: Mapped[str]
+    created_at: Mapped[datetime]
+    conversations: Mapped[int]
+
+
+class ImportedTranscript(Base):
+    """A conversation of such a file, in the transcript's form."""
+
+    __tablename__ = "imported_transcript"
+
+    batch_id: Mapped[str] = mapped_column(ForeignKey("import_batch.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    transcript: Mapped[dict[str, Any]]
+
+
+class MaskedName(Base):
+    """A name from the team's own list, masked where personal data is."""
+
+    __tablename__ = "masked_name"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    created_at: Mapped[datetime]
+
+
+# --- retraining and rollout -------------------------------------------------------------------------------
+
+
+class Job(Base):
+    """A retraining: asked for, run one at a time in a process of its own, and its outcome.
+
+    settings: as asked for. progress: the newest report of the process. result: the gate's decision and
+    figures. directory: where the candidate and the process's files are. pid: of the process. cancel: whether
+    somebody wants it to end.
+    """
+
+    __tablename__ = "job"
+    __table_args__ = (
+        CheckConstraint("state IN ('queued', 'running', 'done', 'failed', 'cancelled')", name="state"),
+        Index(
+            "uq_job_running",
+            "state",
+            unique=True,
+            sqlite_where=text("state = 'running'"),
+            postgresql_where=text("state = 'running'"),
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    state: Mapped[str]
+    operator_id: Mapped[str | None]
+    base: Mapped[str]
+    candidate: Mapped[str | None]
+    directory: Mapped[str]
+    settings: Mapped[dict[str, Any]]
+    progress: Mapped[dict[str, Any] | None]
+    result: Mapped[dict[str, Any] | None]
+    pid: Mapped[int | None]
+    cancel: Mapped[bool] = mapped_column(server_default=false())
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+
+
+class Pair(Base):
+    """A logged turn that two models answer differently, and which answer a reviewer prefers, blind.
+
+    group: pairs that are much alike have the same. swapped: whether the candidate's is shown first.
+    gain: log-probability a token that the candidate gives its reply, less what it gives the base's.
+    preferred: None until somebody has judged.
+    """
+
+    __tablename__ = "pair"
+    __table_args__ = (
+        CheckConstraint("preferred IN ('base', 'candidate', 'neither')", name="preferred"),
+        UniqueConstraint("job_id", "message_id"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"))
+    message_id: Mapped[str] = mapped_column(ForeignKey("message.id", ondelete="CASCADE"), index=True)
+    base_text: Mapped[str] = mapped_column(Text)
+    candidate_text: Mapped[str] = mapped_column(Text)
+    group: Mapped[str]
+    gain: Mapped[float]
+    swapped: Mapped[bool]
+    preferred: Mapped[str | None]
+    operator_id: Mapped[str | None]
+    judged_at: Mapped[datetime | None]
+
+
+class Rollout(Base):
+    """A second model beside the one in use. At most one of a kind at a time.
+
+    kind: a canary answers `share` of the new conversations; a shadow answers silently. share: 0 to 1.
+    """
+
+    __tablename__ = "rollout"
+    __table_args__ = (
+        CheckConstraint("kind IN ('canary', 'shadow')", name="kind"),
+        Index(
+            "uq_rollout_kind",
+            "kind",
+            unique=True,
+            sqlite_where=text("ended_at IS NULL"),
+            postgresql_where=text("ended_at IS NULL"),
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    model: Mapped[str]
+    share: Mapped[float]
+    operator_id: Mapped[str | None]
+    began_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+
+
+class ShadowReply(Base):
+    """What a shadow would have said in the place of a reply."""
+
+    __tablename__ = "shadow_reply"
+
+    message_id: Mapped[str] = mapped_column(ForeignKey("message.id", ondelete="CASCADE"), primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    text: Mapped[str] = mapped_column(Text)
+    logprob: Mapped[float]
+    confidence: Mapped[float | None]
+    created_at: Mapped[datetime]
