@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from chatbot.confidence import Calibration, calibration_of
 from chatbot.config import ModelConfig
 
+CONFIDENCE = "\n## Confidence\n"
 UNSTATED = (
     "Not stated. Before you share this model, write down what it was trained on and under which licence."
 )
@@ -22,7 +24,7 @@ def model_card(metrics: Mapping[str, Any], text: str = "") -> str:
     shape = metrics["config"]["model"]
     table = _table(metrics["dev"]) if metrics["dev"] else "No dev part was given."
     begun = f", begun with {metrics['base']}" if "base" in metrics else ""
-    return f"""{text}
+    card = f"""{text}
 
 ## The run
 
@@ -33,6 +35,21 @@ def model_card(metrics: Mapping[str, Any], text: str = "") -> str:
 
 {table}
 """
+    calibration = calibration_of(metrics)
+    return card if calibration is None else with_confidence(card, calibration)
+
+
+def with_confidence(card: str, calibration: Calibration) -> str:
+    """The card with a section on how far the model's confidence can be believed; an earlier one goes."""
+    half = min(calibration.curve, key=lambda point: abs(point.coverage - 0.5))
+    before, _, after = card.partition(CONFIDENCE)
+    _, heading, rest = after.partition("\n## ")
+    words = (
+        f"Of {calibration.judged:,} replies {calibration.share:.0%} were acceptable: of a chrF of "
+        f"{calibration.acceptable:g} or more with a person's. Of the half that the model was surest of, "
+        f"{1 - half.risk:.0%} were. Its confidence is off by {calibration.error:.3f} on average."
+    )
+    return f"{before.rstrip()}\n{CONFIDENCE}\n{words}\n{heading}{rest}"
 
 
 def _kind(shape: Mapping[str, Any]) -> str:

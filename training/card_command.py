@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
             defaults=defaults,
             metrics=bundle.metrics,
             card=card,
-            dtype=_stored_dtype(bundle.metrics),
+            dtype=stored_dtype(bundle.metrics),
         )
     except (ModelDirectoryError, OptionError, OSError) as error:
         print(error, file=sys.stderr)
@@ -109,7 +109,7 @@ def _quoted(text: str) -> str:
     return " ".join(text.split()) or "…"
 
 
-def _stored_dtype(metrics: dict[str, Any]) -> torch.dtype:
+def stored_dtype(metrics: dict[str, Any]) -> torch.dtype:
     """The precision that the training run was told to store weights in."""
     stored = metrics.get("config", {}).get("weights", "fp32")
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[stored]

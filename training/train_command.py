@@ -20,10 +20,11 @@ from chatbot.model_directory import ModelBundle, ModelDirectoryError, find_model
 from chatbot.options import DecodingOptions
 from chatbot.transcripts import TranscriptError, read_transcripts, write_aside
 from training import checkpoint
+from training.calibrate import calibrated
 from training.card import model_card
 from training.config import ConfigError, TrainConfig, load_config
 from training.distributed import join_world, launch
-from training.evaluate import ReplyFailed, evaluate
+from training.evaluate import Measured, ReplyFailed, measure, summarize
 from training.train import Diverged, NothingToLearn, Stopped, Trained, names_of, train
 
 Troubles = (
@@ -157,9 +158,11 @@ def _seal(
     base: ModelBundle | None,
 ) -> dict[str, Any]:
     progress = trained.progress
+    measured = _measured(trained, args, config)
     metrics = {
         "perplexity_word": trained.perplexity_word,
-        "dev": _evaluations(trained, args, config),
+        "dev": {name: summarize(items).model_dump() for name, items in measured.items()},
+        **calibrated(item for items in measured.values() for item in items),
         "steps": progress.step,
         "best_step": progress.best_step,
         "epochs": progress.epoch,
@@ -185,16 +188,16 @@ def _seal(
     }
 
 
-def _evaluations(trained: Trained, args: argparse.Namespace, config: TrainConfig) -> dict[str, Any]:
-    """The full figures of each dev file, from greedy replies to a fixed sample of its turns."""
+def _measured(trained: Trained, args: argparse.Namespace, config: TrainConfig) -> dict[str, list[Measured]]:
+    """Every turn of each dev file, with greedy replies to a fixed sample of them."""
     bundle = trained.bundle(args.out)
     return {
-        name: evaluate(
+        name: measure(
             bundle,
             list(read_transcripts(file)),
             max_replies=config.final_replies,
             progress=not args.json and sys.stderr.isatty(),
-        ).model_dump()
+        )
         for file, name in zip(args.dev, names_of(args.dev), strict=True)
     }
 
