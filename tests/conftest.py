@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from sqlalchemy import Engine
 
 from chatbot.model import Seq2Seq
 from chatbot.model_directory import seal
 from chatbot.options import DecodingOptions
 from chatbot.tokenizer import Tokenizer
+from server.database import connect, upgrade
+from tests.databases import KINDS, fresh_database
 from tests.small import SMALL, orders, texts
 
 torch.set_num_threads(1)  # tests run side by side: threads that spin for each other cost more than they bring
@@ -38,3 +42,19 @@ def tiny_model_dir(tiny_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathF
     defaults = DecodingOptions(max_tokens=12)
     seal(path, model=model, tokenizer=tiny_tokenizer, defaults=defaults, metrics={}, card="# Tiny\n")
     return path
+
+
+@pytest.fixture(params=KINDS)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database at the newest migration: once an SQLite file, once on PostgreSQL."""
+    with fresh_database(request.param, tmp_path) as url:
+        upgrade(url)
+        yield url
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """Connections to `database_url`."""
+    engine = connect(database_url)
+    yield engine
+    engine.dispose()

@@ -6,7 +6,6 @@ import logging
 import re
 import sqlite3
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,7 @@ from server import database
 from server.database import connect, masked, parse, reading, upgrade, writing
 from server.store import Store
 from server.store_errors import DatabaseUrlError, OutdatedDatabase, StoreUnavailable
-from tests.databases import KINDS, administer, fresh_database
-
-
-@pytest.fixture(params=KINDS)
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    with fresh_database(request.param, tmp_path) as url:
-        upgrade(url)
-        yield url
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = connect(database_url)
-    yield engine
-    engine.dispose()
-
+from tests.databases import administer, fresh_database
 
 # --- URLs -------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -32,24 +32,9 @@ from server.store import (
     UnknownVisitor,
 )
 from server.tables import Generation, Message, UtcDateTime
-from tests.databases import KINDS, fresh_database
 
 T = TypeVar("T")
 UNSTORABLE = ["nul \0", "half a pair \ud800", "the other half \udfff"]
-
-
-@pytest.fixture(params=KINDS)
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    with fresh_database(request.param, tmp_path) as url:
-        upgrade(url)
-        yield url
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = connect(database_url)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture
@@ -369,6 +354,8 @@ def test_a_reply_is_kept_with_all_that_made_it(store: Store, conversation: str, 
         "Good morning!",
         seed=2**63 - 1,
         alternatives=({"text": "Hi.", "score": -0.5, "logprob": -1.5, "token_ids": [9, 3]},),
+        confidence=0.25,
+        withheld="What a morning!",
     )
     turn = store.add_reply(conversation, reply)
     record = store.reply_record(conversation, turn.message_id)
@@ -393,6 +380,8 @@ def test_a_reply_is_kept_with_all_that_made_it(store: Store, conversation: str, 
         "queued_ms": 0.5,
         "first_token_ms": 12.25,
         "total_ms": 80.0,
+        "confidence": 0.25,
+        "withheld": "What a morning!",
     }
 
 

@@ -33,24 +33,10 @@ from server.store import (
 from server.store_errors import StoreError
 from server.tables import Visitor
 from server.writer import Writer
-from tests.databases import KINDS, fresh_database
+from tests.databases import fresh_database
 from tests.test_store import reply_to
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(params=KINDS)
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    with fresh_database(request.param, tmp_path) as url:
-        upgrade(url)
-        yield url
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = connect(database_url)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture
