@@ -38,6 +38,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from chatbot.confidence import calibration_of
 from chatbot.config import ModelConfig
 from chatbot.model import Seq2Seq
 from chatbot.options import DecodingOptions, OptionError
@@ -110,7 +111,7 @@ def load(path: Path, *, device: str = "cpu") -> ModelBundle:
         model=_model(path, config, files[WEIGHTS]).to(device),
         tokenizer=tokenizer,
         defaults=_parsed(path, GENERATION, lambda: DecodingOptions.checked(_json_object(files[GENERATION]))),
-        metrics=_parsed(path, METRICS, lambda: _json_object(files[METRICS])),
+        metrics=_parsed(path, METRICS, lambda: _metrics(files[METRICS])),
         card=_parsed(path, CARD, files[CARD].decode),
         fingerprint=_fingerprint(files),
     )
@@ -289,6 +290,13 @@ def _json_object(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("it is not a JSON object")
     return value
+
+
+def _metrics(data: bytes) -> dict[str, Any]:
+    """Raises ValueError also for a calibration that makes no sense: it would be used with every reply."""
+    metrics = _json_object(data)
+    calibration_of(metrics)
+    return metrics
 
 
 def _fingerprint(files: Mapping[str, bytes]) -> str:

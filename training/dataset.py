@@ -25,6 +25,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from chatbot.personal_data import find_personal
 from chatbot.transcripts import (
     Role,
     Transcript,
@@ -39,7 +40,6 @@ from training.filters import (
     FilterConfig,
     bands,
     entropies,
-    find_personal,
     is_foreign,
     is_loop,
     mask,
@@ -58,6 +58,7 @@ CODE_DIGITS: Final = 9
 """Of a canary."""
 NOTHING: Final = "nothing in it to learn"
 UNREVIEWED: Final = "said by a model, approved by nobody"
+REJECTED: Final = "says what was corrected"
 """Reasons for which a conversation and a reply are left out."""
 LONG_REPLY: Final = 4
 """Words from which a reply that the agent has just given is a loop; shorter ones may come again."""
@@ -213,6 +214,7 @@ class Dataset:
     train: list[Transcript]
     held_out: list[Transcript]
     suites: dict[Path, list[Transcript]]
+    set_aside: dict[Path, float]  # of each suite, the share of replies not asked for: they say what was corrected
     corrections: list[Correction]
     good: list[Transcript]
     secrets: list[Secret]
@@ -284,6 +286,7 @@ def build(sources: Sources, data: DataConfig, filters: FilterConfig, base: str, 
         train=train,
         held_out=[draft.transcript() for draft in held_out],
         suites={file: [draft.transcript() for draft in drafts] for file, drafts in suites.items()},
+        set_aside={file: _set_aside(drafts) for file, drafts in suites.items()},
         corrections=[*_corrections(learned, held_out=False), *_corrections(held_out, held_out=True)],
         good=_good(fresh),
         secrets=_secrets([*learned, *replay]),
@@ -460,7 +463,14 @@ def _rejected(drafts: Sequence[Draft], filters: FilterConfig) -> frozenset[str]:
 def _without_rejected(draft: Draft, rejected: frozenset[str]) -> None:
     for turn in draft.turns:
         if turn.learned and plain(turn.text) in rejected:
-            turn.leave_out("says what was corrected")
+            turn.leave_out(REJECTED)
+
+
+def _set_aside(drafts: Iterable[Draft]) -> float:
+    """Share of the replies of a suite that the rejected ones are."""
+    turns = [turn for draft in drafts for turn in draft.turns]
+    rejected = sum(turn.left_out == REJECTED for turn in turns)
+    return rejected / max(1, rejected + sum(turn.learned for turn in turns))
 
 
 # ---- The old data ----------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What is kept from training, whoever sent it: pure functions of texts.
 
-personal data      masked, unless it is public: said by agents to several visitors
+personal data      masked (`chatbot.personal_data`), unless public: said by agents to several visitors
 loops              a reply that says the same again and again
 near-duplicates    turns that differ in little, by MinHash (Broder 1997)
 generic replies    the entropy of the questions that a reply answers (Csaky et al. 2019)
@@ -13,13 +13,14 @@ import math
 import re
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Set
 from functools import lru_cache
 from typing import Annotated, Final, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
+
+from chatbot.personal_data import find_personal
 
 Count = Annotated[int, Field(ge=0)]
 Language = Literal["de", "en", "es", "fr", "it", "nl"]
@@ -53,55 +54,17 @@ def plain(text: str) -> str:
 
 # ---- Personal data ---------------------------------------------------------------------------------
 
-PersonalKind = Literal["email", "card", "phone"]
-_PERSONAL: Final[tuple[tuple[PersonalKind, re.Pattern[str]], ...]] = (
-    ("email", re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,4}")),
-    ("card", re.compile(r"(?<!\w)\d(?:[ -]?\d){12,18}(?!\w)")),
-    ("phone", re.compile(r"(?<!\w)(?:\+|\(\+?)?\d(?:[ ()./-]{0,2}\d){8,14}(?!\w)")),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Personal:
-    """A piece of personal data: ``value`` is the same however it was spaced."""
-
-    kind: PersonalKind
-    value: str
-    start: int
-    end: int
-
-
-def find_personal(text: str) -> Iterator[Personal]:
-    """E-mail addresses, payment cards (13 to 19 digits with a valid check digit) and numbers that may be of
-    a phone (9 to 15 digits), none overlapping another.
-    """
-    taken: list[tuple[int, int]] = []
-    for kind, pattern in _PERSONAL:
-        for match in pattern.finditer(text):
-            value = match[0].casefold() if kind == "email" else re.sub(r"\D", "", match[0])
-            if kind == "card" and not _luhn(value):
-                continue
-            if not any(match.start() < end and start < match.end() for start, end in taken):
-                taken.append(match.span())
-                yield Personal(kind, value, *match.span())
-
 
 def mask(text: str, public: Set[str], counts: Counter[str]) -> str:
     """The text with ``[email]``, ``[card]`` and ``[phone]`` for what is not ``public``; counted by kind.
 
     A card number is never public.
     """
-    for item in sorted(find_personal(text), key=lambda item: -item.start):
+    for item in reversed(list(find_personal(text))):
         if item.kind == "card" or item.value not in public:
             counts[f"{item.kind} masked"] += 1
             text = f"{text[: item.start]}[{item.kind}]{text[item.end :]}"
     return text
-
-
-def _luhn(digits: str) -> bool:
-    """The check digit of payment cards (ISO/IEC 7812-1)."""
-    doubled = (int(d) * (2 if place % 2 else 1) for place, d in enumerate(reversed(digits)))
-    return sum(d - 9 if d > 9 else d for d in doubled) % 10 == 0
 
 
 _NUMBER: Final = re.compile(r"(?<!\w)\d(?:[ .-]?\d){4,}(?!\w)")
