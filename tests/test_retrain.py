@@ -317,3 +317,24 @@ def test_the_defaults_of_a_retraining_are_documented() -> None:
     }
 
     assert {key: rows.get(key) for key in changed} == changed
+
+
+def test_a_run_tells_how_far_it_is_and_how_it_ended(world: Path, tmp_path: Path) -> None:
+    told = tmp_path / "progress.jsonl"
+    flags = ("--progress", str(told))
+    lines = reviewed(8, corrected=ANSWER)
+
+    assert retrain(world, tmp_path / "out", lines, "max_steps=3", flags=flags) in (0, 3)
+    found = [json.loads(line) for line in told.read_text().splitlines()]
+    assert list(dict.fromkeys(line["phase"] for line in found)) == [
+        *("reading", "training", "judging the base", "judging the candidate", "sealing", "done")
+    ]
+    steps = [line for line in found if "loss" in line]
+    assert [(line["step"], line["steps"]) for line in steps] == [(1, 3), (2, 3), (3, 3)]
+    assert [line["seconds_left"] == 0 for line in steps] == [False, False, True]
+    told_of = [line for line in found if line["phase"] == "judging the base" and "step" in line]
+    judged = [(line["step"], line["steps"]) for line in told_of]
+    assert judged == [(n, len(judged)) for n in range(1, len(judged) + 1)]
+
+    assert retrain(world, tmp_path / "out", lines, flags=flags) == 1  # it is there already
+    assert json.loads(told.read_text().splitlines()[-1])["phase"] == "failed"

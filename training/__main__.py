@@ -1,4 +1,4 @@
-"""``python -m training import | clean | train | retrain | evaluate | baseline | card``."""
+"""The training's command line: ``python -m training COMMAND``, one of `COMMANDS`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ COMMANDS = {
     "clean": "merge transcripts without duplicates, broken conversations and held-out ones",
     "train": "a model from scratch; also under torchrun",
     "retrain": "go on from a model with reviewed transcripts; the gate judges the candidate",
+    "compare": "how two models answer the same questions",
     "evaluate": "perplexity, BLEU and more of a model on transcripts",
     "baseline": "word perplexity of n-gram and feed-forward language models, to compare with",
+    "calibrate": "the same model sealed again with a calibration of its confidence",
     "card": "the same model sealed again with a card, defaults and conversations of your own",
 }
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -38,6 +38,7 @@ from training.evaluate import (
 )
 from training.filters import FilterConfig, is_loop, squeezed
 from training.gate import Adoption, Figures, Limits, Suite
+from training.progress import Reporter
 from training.train import Trained, names_of, train
 
 EXPOSURE_SAMPLE: Final = 255
@@ -67,6 +68,7 @@ class Exam:
     suites: dict[str, tuple[Sequence[Transcript], int | None]]  # and how many turns are answered; None: all
     dataset: Dataset
     canary_codes: tuple[tuple[str, ...], ...]  # to compare with, of each canary
+    set_aside: dict[str, float]  # share of the replies of a suite that are not asked for
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Examined:
 
     figures: Figures
     suites: dict[str, Evaluation]
+    measured: list[Measured]
 
 
 def make_exam(dataset: Dataset, suites: Sequence[Path], dev: Sequence[Path], config: RetrainConfig) -> Exam:
@@ -96,7 +99,8 @@ def make_exam(dataset: Dataset, suites: Sequence[Path], dev: Sequence[Path], con
         tuple("".join(rng.choices("0123456789", k=len(canary.code))) for _ in range(EXPOSURE_SAMPLE))
         for canary in dataset.canaries
     )
-    return Exam(chosen, dataset, codes)
+    set_aside = {name: dataset.set_aside[file] for file, name in named.items()}
+    return Exam(chosen, dataset, codes, set_aside)
 
 
 def _has_reference(transcripts: Sequence[Transcript]) -> bool:
@@ -113,6 +117,7 @@ def learn(
     resume: bool = False,
     quiet: bool = False,
     stop: Event | None = None,
+    reporter: Reporter | None = None,
 ) -> Trained:
     """Go on from ``base`` with the dataset's training part, in the directory ``work``.
 
@@ -122,28 +127,40 @@ def learn(
     """
     file = dataset.write(work)
     own = TrainConfig.model_validate({name: getattr(config, name) for name in TrainConfig.model_fields})
-    return train([file], [], work, own, resume=resume, quiet=quiet, stop=stop, base=base)
+    return train([file], [], work, own, resume=resume, quiet=quiet, stop=stop, base=base, reporter=reporter)
 
 
-def examine(bundle: ModelBundle, exam: Exam, *, progress: bool = False) -> Examined:
-    """All that the gate looks at, of one model, and the full figures of each suite."""
+def examine(
+    bundle: ModelBundle,
+    exam: Exam,
+    *,
+    progress: bool = False,
+    done: Callable[[int, int], None] = lambda part, parts: None,
+) -> Examined:
+    """All that the gate looks at, of one model, and the full figures of each suite.
+
+    done: is told after each part of the work which one it was, and how many there are.
+    """
     data = exam.dataset
-    measured = {
-        name: measure(bundle, transcripts, max_replies=count, progress=progress)
-        for name, (transcripts, count) in exam.suites.items()
-    }
+    parts = len(exam.suites) + 1
+    measured: dict[str, list[Measured]] = {}
+    for name, (transcripts, count) in exam.suites.items():
+        measured[name] = measure(bundle, transcripts, max_replies=count, progress=progress)
+        done(len(measured), parts)
     figures = Figures(
-        suites={name: _suite(items) for name, items in measured.items()},
+        suites={name: _suite(items, exam.set_aside.get(name, 0.0)) for name, items in measured.items()},
         learned=_adoption(bundle, [c for c in data.corrections if not c.held_out]),
         held_out=_adoption(bundle, [c for c in data.corrections if c.held_out]),
         good=summarize(measure(bundle, data.good, max_replies=0)).perplexity_word if data.good else None,
         exposure=_exposure(bundle, data.canaries, exam.canary_codes),
         leaks=_leaks(bundle, data.secrets),
     )
-    return Examined(figures, {name: summarize(items) for name, items in measured.items()})
+    done(parts, parts)
+    suites = {name: summarize(items) for name, items in measured.items()}
+    return Examined(figures, suites, [item for items in measured.values() for item in items])
 
 
-def _suite(measured: Sequence[Measured]) -> Suite:
+def _suite(measured: Sequence[Measured], set_aside: float) -> Suite:
     summary = summarize(measured)
     texts = [item.reply.text for item in measured if item.reply is not None]
     return Suite(
@@ -152,6 +169,7 @@ def _suite(measured: Sequence[Measured]) -> Suite:
         bleu=summary.bleu,
         dull=summary.most_frequent_reply_share,
         loops=sum(map(is_loop, texts)) / len(texts) if texts else None,
+        set_aside=set_aside,
     )
 
 

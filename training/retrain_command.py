@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -14,13 +15,15 @@ from typing import Any
 from chatbot.model_directory import ModelBundle, find_model, load, seal
 from chatbot.transcripts import write_aside
 from training import checkpoint
+from training.calibrate import calibrated
 from training.card import model_card
 from training.config import ConfigError, load_config
 from training.dataset import Dataset, NothingReviewed, ReviewError, Sources, build
 from training.evaluate import NothingToEvaluate
 from training.gate import Decision, decide
+from training.progress import Reporter
 from training.retrain import Exam, Examined, RetrainConfig, examine, filtered, learn, make_exam
-from training.train import Trained
+from training.train import Stopped, Trained
 from training.train_command import DTYPES, Troubles, stopping_by_signal
 
 REFUSED = 3
@@ -47,29 +50,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gate-only", action="store_true", help="train nothing: judge the model that is at DIR again")
     add("--card", type=Path, metavar="FILE.md", help="text for the model card in place of the base's")
     add("--json", action="store_true", help="report as one JSON object, without a progress bar")
+    add("--progress", type=Path, metavar="FILE", help="append what is being done as JSON lines")
 
 
 def run(args: argparse.Namespace) -> int:
     """Status 0 when the gate is passed, `REFUSED` when not, 1 for trouble that left no candidate."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    reporter = Reporter(args.progress)
+    ended = "failed"
     try:
-        report = retrain(args, load_config(args.config, args.set, RetrainConfig))
+        report = retrain(args, load_config(args.config, args.set, RetrainConfig), reporter)
+        ended = "done"
     except (*Troubles, ReviewError, NothingReviewed, NothingToEvaluate) as error:
+        ended = "stopped" if isinstance(error, Stopped) else "failed"
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        ended = "stopped"
         print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
         return 130
+    finally:
+        reporter.phase(ended)
     decision = Decision.model_validate(report["gate"])
     print(json.dumps(report, ensure_ascii=False) if args.json else _in_words(report, decision))
     return 0 if decision.passed else REFUSED
 
 
-def retrain(args: argparse.Namespace, config: RetrainConfig) -> dict[str, Any]:
+def retrain(args: argparse.Namespace, config: RetrainConfig, reporter: Reporter) -> dict[str, Any]:
     """Dataset, training, judgement and seal; what there is to report."""
     work = args.out.with_name(f"{args.out.name}.run")
     card = args.card.read_text("utf-8") if args.card else None
     _check_places(args, work)
+    reporter.phase("reading")
     base = load(find_model(args.base))
     sources = Sources(args.reviewed, args.replay, args.imported, args.suite, args.dev)
     dataset = build(sources, config.data, config.filters, base.fingerprint, config.gate.canaries)
@@ -77,16 +89,17 @@ def retrain(args: argparse.Namespace, config: RetrainConfig) -> dict[str, Any]:
         print("\n".join(filtered(dataset.counts)), file=sys.stderr)
     exam = make_exam(dataset, args.suite, args.dev, config)
     if args.gate_only:
-        return _judge_again(args.out, base, exam, config, dataset)
+        return _judge_again(args.out, base, exam, config, dataset, reporter)
     if args.resume:
         _check_same(work, dataset)
     stop = Event()
     with stopping_by_signal(stop):
-        trained = learn(dataset, base, work, config, resume=args.resume, quiet=args.json, stop=stop)
+        trained = learn(
+            dataset, base, work, config, resume=args.resume, quiet=args.json, stop=stop, reporter=reporter
+        )
     progress = not args.json and sys.stderr.isatty()
-    before = examine(base, exam, progress=progress)
-    after = examine(trained.bundle(args.out), exam, progress=progress)
-    judged = _judged(before, after, config)
+    judged, after = _judged(base, trained.bundle(args.out), exam, config, reporter, progress=progress)
+    reporter.phase("sealing")
     with write_aside(_manifest_path(args.out)) as stream:
         stream.write(dataset.manifest_bytes())
     metrics = _metrics(trained, after, config, base, args) | judged | {"manifest_sha256": _sha256(dataset)}
@@ -123,23 +136,35 @@ def _check_same(work: Path, dataset: Dataset) -> None:
         raise ConfigError(f"{work} was begun with other files or settings: remove it to begin anew")
 
 
-def _judged(before: Examined, after: Examined, config: RetrainConfig) -> dict[str, Any]:
+def _judged(
+    base: ModelBundle,
+    candidate: ModelBundle,
+    exam: Exam,
+    config: RetrainConfig,
+    reporter: Reporter,
+    *,
+    progress: bool = False,
+) -> tuple[dict[str, Any], Examined]:
+    """The decision with the figures it was made by, and how the candidate did."""
+    examined = []
+    for phase, bundle in (("judging the base", base), ("judging the candidate", candidate)):
+        reporter.phase(phase)
+        examined.append(examine(bundle, exam, progress=progress, done=partial(reporter.step, phase)))
+    before, after = examined
     decision = decide(before.figures, after.figures, config.gate)
-    return {
-        "gate": decision.model_dump(mode="json"),
-        "figures": {
-            "base": before.figures.model_dump(mode="json"),
-            "candidate": after.figures.model_dump(mode="json"),
-        },
+    figures = {
+        "base": before.figures.model_dump(mode="json"),
+        "candidate": after.figures.model_dump(mode="json"),
     }
+    return {"gate": decision.model_dump(mode="json"), "figures": figures}, after
 
 
 def _judge_again(
-    out: Path, base: ModelBundle, exam: Exam, config: RetrainConfig, dataset: Dataset
+    out: Path, base: ModelBundle, exam: Exam, config: RetrainConfig, dataset: Dataset, reporter: Reporter
 ) -> dict[str, Any]:
     """A sealed model is never changed: what the gate says now goes beside it."""
     candidate = load(find_model(out))
-    judged = _judged(examine(base, exam), examine(candidate, exam), config)
+    judged, _ = _judged(base, candidate, exam, config, reporter)
     report = _report(out, candidate.fingerprint, base, dataset) | judged
     with write_aside(out.with_name(f"{out.name}.gate.json")) as stream:
         stream.write((json.dumps(report, ensure_ascii=False, indent=2) + "\n").encode())
@@ -153,6 +178,7 @@ def _metrics(
     return {
         "perplexity_word": {name: suite.perplexity_word for name, suite in after.suites.items()},
         "dev": {name: suite.model_dump() for name, suite in after.suites.items()},
+        **calibrated(after.measured),
         "base": base.fingerprint,
         "steps": progress.step,
         "best_step": progress.best_step,

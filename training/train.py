@@ -42,6 +42,7 @@ from training.distributed import World
 from training.exposure import one_position, with_own_inputs
 from training.loss import linear_cross_entropy
 from training.mean import RunningMean
+from training.progress import Reporter
 from training.words import count_words
 
 log = logging.getLogger(__name__)
@@ -109,6 +110,7 @@ def train(
     world: World | None = None,
     stop: Event | None = None,
     base: ModelBundle | None = None,
+    reporter: Reporter | None = None,
 ) -> Trained:
     """Train in the directory ``work`` until the data, the time or the patience is at its end.
 
@@ -157,6 +159,7 @@ def train(
         quiet,
         world,
         stop or Event(),
+        reporter or Reporter(None),
     )
     run.until_done()
     world.wait()
@@ -218,11 +221,13 @@ class _Run:
         quiet: bool,
         world: World,
         stop: Event,
+        reporter: Reporter,
     ) -> None:
         self.model, self.mean, self.optimizer, self.corpus, self.dev = model, mean, optimizer, corpus, dev
         self.learned = mean.model if mean else model  # what the dev part is read with, and what is sealed
         self.config, self.work, self.progress = config, work, progress
         self.dtype, self.device, self.quiet, self.world, self.stop = dtype, device, quiet, world, stop
+        self.reporter = reporter
         self.total_steps = self._total_steps()
         self.saved_at = progress.seconds
 
@@ -234,6 +239,7 @@ class _Run:
             else None
         )
         hidden = True if self.quiet or not self.world.first else None  # None: shown on a terminal only
+        self.reporter.phase("training", step=self.progress.step, steps=self.total_steps)
         bar = tqdm(total=self.total_steps, initial=self.progress.step, unit="step", disable=hidden)
         try:
             for batch in self._batches():
@@ -350,6 +356,16 @@ class _Run:
         writer.add_scalar("train/loss", loss, self.progress.step)
         writer.add_scalar("train/learning_rate", self.optimizer.param_groups[0]["lr"], self.progress.step)
         writer.add_scalar("train/reply_tokens_per_second", speed, self.progress.step)
+        self.reporter.step(
+            "training", self.progress.step, self.total_steps, loss=loss, seconds_left=self._seconds_left()
+        )
+
+    def _seconds_left(self) -> float:
+        """At the speed so far; the dev part is not counted."""
+        left = self.progress.seconds / self.progress.step * (self.total_steps - self.progress.step)
+        if self.config.minutes is not None:
+            left = min(left, 60 * self.config.minutes - self.progress.seconds)
+        return max(0.0, left)
 
     def _between_updates(self, writer: SummaryWriter | None) -> None:
         if self.progress.step % self.config.evaluate_every == 0:
