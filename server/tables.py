@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from sqlalchemy import (
+    DDL,
     JSON,
     BigInteger,
     CheckConstraint,
@@ -26,10 +27,13 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    event,
     false,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from server import search_index
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -84,6 +88,13 @@ class Visitor(Base):
     created_at: Mapped[datetime]
 
 
+def _where(name: str, condition: str, *columns: str) -> Index:
+    """An index of those conversations for which the condition holds."""
+    return Index(
+        f"ix_conversation_{name}", *columns, sqlite_where=text(condition), postgresql_where=text(condition)
+    )
+
+
 class Conversation(Base):
     """`last_seq` is the number of the newest message; its row is locked while the next one is added.
 
@@ -97,7 +108,22 @@ class Conversation(Base):
     """
 
     __tablename__ = "conversation"
-    __table_args__ = (Index(None, "visitor_id", "updated_at"),)
+    __table_args__ = (
+        Index(None, "visitor_id", "updated_at"),
+        # The inbox: the newest first. What most conversations have in common is passed over within the index,
+        # what few have has an index of its own. server.console.filters says it in the same words.
+        _where("inbox", "last_seq > 0", "updated_at", "id", "closed_at", "reviewed_at", "confidence"),
+        _where("closed", "closed_at IS NOT NULL", "updated_at", "id"),
+        _where("waiting", "waiting_since IS NOT NULL AND closed_at IS NULL", "updated_at", "id"),
+        _where("taken", "owner = 'operator'", "updated_at", "id"),
+        _where("reviewed", "reviewed_at IS NOT NULL", "updated_at", "id"),
+        _where("disliked", "thumbs_down", "updated_at", "id"),
+        _where("confidence", "confidence IS NOT NULL", "confidence", "reviewed_at"),
+        Index(None, "model", "updated_at", "id"),
+        # The review queue: server.console.review_queue says it in the same words.
+        _where("unreviewed", "reviewed_at IS NULL AND model IS NOT NULL", "id"),
+        _where("escalated", "waiting_since IS NOT NULL OR owner_version > 0", "updated_at", "id"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     visitor_id: Mapped[str] = mapped_column(ForeignKey("visitor.id", ondelete="CASCADE"))
@@ -259,6 +285,7 @@ class AuditEntry(Base):
     """
 
     __tablename__ = "audit"
+    __table_args__ = (Index(None, "action", "operator", "at"),)
 
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
     at: Mapped[datetime]
@@ -523,3 +550,11 @@ class ShadowReply(Base):
     logprob: Mapped[float]
     confidence: Mapped[float | None]
     created_at: Mapped[datetime]
+
+
+# --- search -----------------------------------------------------------------------------------------------
+
+for _dialect, _statements in search_index.STATEMENTS.items():
+    for _statement in _statements:
+        _ddl = DDL(_statement.replace("%", "%%"))  # type: ignore[no-untyped-call]
+        event.listen(Base.metadata, "after_create", _ddl.execute_if(dialect=_dialect))

@@ -119,7 +119,9 @@ def add_writing() -> None:
         sa.Column("chosen", sa.Text(), nullable=True),
         sa.Column("distance", sa.Integer(), nullable=True),
         sa.Column("message_id", sa.String(), nullable=True),
-        sa.CheckConstraint("outcome IN ('accepted', 'edited', 'ignored')", name=op.f("ck_suggestion_outcome")),
+        sa.CheckConstraint(
+            "outcome IN ('accepted', 'edited', 'ignored')", name=op.f("ck_suggestion_outcome")
+        ),
         sa.ForeignKeyConstraint(
             ["conversation_id"], ["conversation.id"], name="fk_suggestion_conversation_id", ondelete="CASCADE"
         ),
