@@ -19,10 +19,12 @@ from typing import Any, Final, Literal, TypeAlias, assert_never
 from urllib.parse import urlsplit
 
 from server import logs
-from server.conversations import RECONNECT_AFTER, Conversations, Seat
+from server.conversations import Conversations
 from server.ledger import Refusal
 from server.limits import address_key, from_this_machine
+from server.live_conversation import Seat
 from server.mailbox import Closing, Mailbox
+from server.places import RECONNECT_AFTER
 from server.protocol import (
     SUBPROTOCOL,
     Close,
@@ -47,6 +49,7 @@ from server.session import (
     Session,
     Shut,
     Stop,
+    Summon,
     Unreadable,
 )
 from server.session import Task as Request
@@ -271,7 +274,7 @@ class _Socket:
             return Refused(Error(code="internal", message="something went wrong", id=_subject(request)))
         return None
 
-    async def _ask(self, seat: Seat, request: Post | Stop | Redo | Judge) -> None:
+    async def _ask(self, seat: Seat, request: Post | Stop | Redo | Judge | Summon) -> None:
         match request:
             case Post():
                 await self._conversations.say(seat, request)
@@ -281,6 +284,8 @@ class _Socket:
                 await self._conversations.redo(seat, request)
             case Judge():
                 await self._conversations.judge(seat, request)
+            case Summon():
+                await self._conversations.summon(seat)
             case _:
                 assert_never(request)
 
@@ -333,7 +338,7 @@ def _subject(request: Request) -> str | None:
     match request:
         case Post(id=about) | Stop(reply=about) | Redo(reply=about) | Judge(message=about):
             return about
-        case Open():
+        case Open() | Summon():
             return None
 
 

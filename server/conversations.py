@@ -15,43 +15,37 @@ import logging
 import math
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from dataclasses import asdict, dataclass
+from typing import Final, Literal, TypeAlias
 
-from chatbot.options import MAX_TOKENS, DecodingOptions, OptionError
+from chatbot.options import DecodingOptions, OptionError
 from chatbot.replies import Failed, Piece, Reply, ReplyRequest
 from server import logs
-from server.engine import Engine, EngineBusy, Generation, Permit
-from server.ledger import History, Ledger, Refusal, Snapshot
-from server.limits import Rates, Shares, Who, visitor_key
+from server.desk import Along
+from server.engine import Engine
+from server.greeting import greeting
+from server.ledger import Ledger, OperatorSay, OwnerWish, Refusal, Taken, taken_over
+from server.limits import Rates, Who, visitor_key
+from server.live_conversation import Live, Question, Running, Seat
 from server.mailbox import Mailbox
+from server.places import RECONNECT_AFTER, RETRY_AFTER, Place, Places, busy
 from server.protocol import (
-    MAX_FRAME,
     Accepted,
     Close,
     Delta,
     Error,
-    Limits,
     Message,
+    OwnerName,
     Rated,
-    Ready,
-    Replying,
-    ServerMessage,
 )
+from server.rollouts import Overheard, Rollouts
 from server.session import Judge, Open, Post, Redo
-from server.speaker import Speaker
-from server.store import MessageRecord, NewReply, StoreUnavailable
+from server.store import MessageRecord, NewReply, Ownership, StoreUnavailable, TakenOver
 
 log = logging.getLogger(__name__)
 
-READY_BYTES: Final = 512 * 1024
-"""Of messages in a `ready`; the rest follows in frames of its own. Many clients refuse 1 MiB."""
-RETRY_AFTER: Final = 1.0
-"""Seconds after which a say that met a running reply is worth another try."""
-RECONNECT_AFTER: Final = 2.0
-"""Seconds after which a client of a stopping server should come back."""
 COMMITS: Final = 3
 """Attempts to keep a finished reply while the database is only busy."""
 SEEDS: Final = 2**53
@@ -73,79 +67,45 @@ class Bounds:
     visitors_per_address: int
 
 
-@dataclass(eq=False, slots=True)
-class Seat:
-    """A socket's place in a conversation; what it asks for is counted for `who`."""
-
-    conversation: str
-    mailbox: Mailbox
-    who: Who
-
-
 @dataclass(frozen=True, slots=True)
-class Question:
-    """A turn to be answered.
+class Abstention:
+    """When the bot says that it is not sure, and in which words. below: a confidence; 0: never."""
 
-    message: the turn's id.
-    about: the id under which the asker looks for an error.
-    asked: what a repetition of the say is answered with, and the text it must have; None when no say began
-        the reply.
-    """
+    below: float = 0.0
+    words: str = ""
 
-    message: str
-    about: str | None
-    options: DecodingOptions
-    history: History
-    asked: tuple[Accepted, str] | None = None
+    def instead(self, confidence: float) -> str | None:
+        """What is said in the place of a reply of this confidence; None where the reply may be given."""
+        return self.words if confidence < self.below else None
 
 
-@dataclass(eq=False, slots=True)
-class Running:
-    """A reply in the making; `text` is what has been streamed of it."""
-
-    id: str
-    question: Question
-    options: DecodingOptions
-    generation: Generation
-    text: str = ""
-
-
-@dataclass(eq=False, slots=True)
-class Live:
-    """A conversation that somebody listens to or that is being answered.
-
-    users: calls that hold the lock or wait for it.
-    """
-
-    id: str
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    seats: list[Seat] = field(default_factory=list)
-    running: Running | None = None
-    users: int = 0
-
-    @property
-    def idle(self) -> bool:
-        return not self.seats and self.running is None and self.users == 0
-
-    def broadcast(self, message: ServerMessage, but: Seat | None = None) -> None:
-        for seat in self.seats:
-            if seat is not but:
-                seat.mailbox.put(message)
+Change: TypeAlias = Literal["said", "replied", "owner", "waiting", "rated", "closed", "reviewed"]
+Observer: TypeAlias = Callable[[str, Change], None]
+"""Told which conversation has changed, and in what way."""
 
 
 class Conversations:
     """Carries out what sessions ask for. What cannot be raises `Refusal` and has changed nothing."""
 
-    def __init__(self, ledger: Ledger, engine: Engine, bounds: Bounds) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        engine: Engine,
+        bounds: Bounds,
+        abstention: Abstention = Abstention(),
+        rollouts: Rollouts | None = None,
+    ) -> None:
+        """rollouts: who else may answer, or is asked as well."""
         self._ledger = ledger
         self._engine = engine
         self._bounds = bounds
-        self._by_visitor = Shares(bounds.replies_per_visitor)
-        self._by_address = Shares(bounds.replies_per_address)
+        self._abstention = abstention
+        self._rollouts = rollouts
+        self._places = Places(engine, bounds.replies_per_visitor, bounds.replies_per_address)
         self._newcomers = Rates(bounds.visitors_per_address / 60, bounds.visitors_per_address)
         self._live: dict[str, Live] = {}
         self._replies: set[asyncio.Task[None]] = set()
-        self._stopping = False
+        self._observers: list[Observer] = []
 
     # --- what sessions ask for ----------------------------------------------------------------------------
 
@@ -157,15 +117,20 @@ class Conversations:
         A last turn without an answer (the server was stopped, or the reply failed) is answered now.
         """
         if request.token is None and (wait := self._newcomers.ask(address)):
-            raise _busy("too many new visitors from this address", None, math.ceil(wait))
+            raise busy("too many new visitors from this address", None, math.ceil(wait))
         admission = await self._ledger.let_in(request)
         who = Who(visitor_key(admission.token), address)
         async with self._held(admission.conversation) as live:
             snapshot = await self._ledger.snapshot(live.id, request.last_seq)
+            self._learn_owner(live, snapshot.ownership.owner, snapshot.ownership.waiting)
+            live.began = snapshot.ownership.began
+            if not live.seats:
+                live.seq = snapshot.last_seq
             failure = None
             if snapshot.unanswered is not None and live.running is None:
                 failure = await self._answer_late(live, snapshot.unanswered, who)
-            ready, rest = self._ready(admission.token, live, snapshot)
+            speaker, most = self._engine.speaker, self._bounds.max_text
+            ready, rest = greeting(admission.token, live, snapshot, speaker, most)
             mailbox.put(ready)
             mailbox.admit(rest)
             if failure is not None:
@@ -185,18 +150,15 @@ class Conversations:
             if live.running is not None:
                 self._say_meanwhile(seat, live.running.question, post)
                 return
-            with self._reserved(seat.who, post.id) as place:
+            if live.owner == "operator":
+                taken = await self._keep(seat, live, post)
+                if taken.history is not None:  # given back to the bot, on another server
+                    with self._places.reserve(seat.who, post.id, self._canary(live)) as place:
+                        self._answer(live, post, place.options(post.overrides, post.id), taken, place)
+                return
+            with self._places.reserve(seat.who, post.id, self._canary(live)) as place:
                 options = place.options(post.overrides, post.id)
-                taken = await self._ledger.take(live.id, post)
-                seat.mailbox.put(taken.accepted)
-                if taken.said is not None:
-                    live.broadcast(taken.said, but=seat)
-                if taken.answer is not None:
-                    seat.mailbox.put(taken.answer)
-                if taken.history is not None:
-                    asked = (taken.accepted, post.text)
-                    question = Question(taken.accepted.message, post.id, options, taken.history, asked)
-                    self._begin(live, question, place)
+                self._answer(live, post, options, await self._keep(seat, live, post), place)
 
     async def stop(self, seat: Seat, reply: str) -> None:
         """End a running reply; what there is of it is kept."""
@@ -209,8 +171,10 @@ class Conversations:
         """Answer the same turn once more; the new reply takes the old one's place."""
         async with self._held(seat.conversation) as live:
             if live.running is not None:
-                raise _busy("a reply is running", request.reply)
-            with self._reserved(seat.who, request.reply) as place:
+                raise busy("a reply is running", request.reply)
+            if live.owner == "operator":
+                raise Refusal(taken_over(request.reply))
+            with self._places.reserve(seat.who, request.reply, self._canary(live)) as place:
                 options = place.options(request.overrides, request.reply)
                 turn, history = await self._ledger.question_of(live.id, request.reply)
                 self._begin(live, Question(turn, request.reply, options, history), place)
@@ -220,6 +184,105 @@ class Conversations:
         async with self._held(seat.conversation) as live:
             await self._ledger.rate(live.id, request)
             live.broadcast(Rated(message=request.message, rating=request.rating))
+            self._tell(live, "rated")
+
+    async def summon(self, seat: Seat) -> None:
+        """The visitor asks for a person. Noted once; asked again, they hear how it stands."""
+        async with self._held(seat.conversation) as live:
+            if live.owner == "bot" and not live.waiting:
+                owned = await self._ledger.want_person(live.id)
+                self._learn_owner(live, owned.owner, owned.waiting)
+            else:
+                seat.mailbox.put(live.owner_event)
+
+    # --- what operators ask for ---------------------------------------------------------------------------
+
+    async def change_owner(self, conversation: str, wish: OwnerWish) -> Ownership:
+        """An operator takes the conversation over, or gives it back to the bot, if it is as they think.
+
+        Taken over, the bot says nothing from the commit on: what it was saying is dropped. Given back, it
+        answers a last turn that nobody has answered.
+
+        Raises `OwnerChanged`, `UnknownConversation`.
+        """
+        async with self._held(conversation) as live:
+            with live.silent():
+                owned = await self._ledger.change_owner(conversation, wish)
+                if not self._learn_owner(live, owned.owner, owned.waiting):  # from one operator to another
+                    self._tell(live, "owner")
+            if owned.owner == "bot":
+                await self._answer_last(live)
+            return owned
+
+    async def close(self, conversation: str, by: str, closed: bool, along: Along | None = None) -> Ownership:
+        """An operator is done with the conversation, which is the bot's again; or is not so after all.
+
+        Raises `OwnerChanged` where another operator has it, `UnknownConversation`.
+        """
+        async with self._held(conversation) as live:
+            before = live.owner
+            owned = await self._ledger.close(conversation, by, closed, along)
+            self._learn_owner(live, owned.owner, owned.waiting)
+            self._tell(live, "closed")
+            if before == "operator" and owned.owner == "bot":
+                await self._answer_last(live)
+            return owned
+
+    async def intervene(self, conversation: str, say: OperatorSay) -> Message:
+        """An operator speaks in a conversation that they have taken over. Said again, it gives the same.
+
+        Raises `OwnerChanged`, `ClientIdConflict`, `ConversationFull`, `UnknownConversation`.
+        """
+        async with self._held(conversation) as live:
+            message, new = await self._ledger.intervene(conversation, say)
+            if new:
+                self._learn_owner(live, "operator")
+                live.broadcast(message)
+                live.sent(message.seq)
+                self._tell(live, "said")
+            return message
+
+    def forget(self, conversations: Iterable[str]) -> None:
+        """They were erased: their sockets are closed, and nothing of them stays in memory."""
+        for conversation in conversations:
+            self._ledger.forget(conversation)
+            live = self._live.get(conversation)
+            if live is not None:
+                self._drop(live)
+                for seat in live.seats:
+                    seat.mailbox.close(Close.UNAUTHENTICATED, "the conversation was erased")
+                live.seats.clear()
+                self._forget_idle(live)
+
+    def watch(self, conversation: str, mailbox: Mailbox) -> None:
+        """Let an operator look on: what visitors are sent from now on, and the running reply so far."""
+        live = self._live.setdefault(conversation, Live(conversation))
+        live.listeners.append(mailbox)
+        if live.running is not None:
+            mailbox.put(Delta(reply=live.running.id, offset=0, text=live.running.text))
+
+    def unwatch(self, conversation: str, mailbox: Mailbox) -> None:
+        live = self._live.get(conversation)
+        if live is not None and mailbox in live.listeners:
+            live.listeners.remove(mailbox)
+            self._forget_idle(live)
+
+    async def look_elsewhere(self) -> None:
+        """Show to who listens here what other servers have written since.
+
+        Raises `StoreUnavailable`.
+        """
+        present = [live.id for live in self._live.values() if live.seats or live.listeners]
+        for conversation, (last_seq, ownership) in (await self._ledger.standing(present)).items():
+            live = self._live.get(conversation)
+            if live is not None and live.behind(last_seq, ownership):
+                await self._catch_up(conversation, last_seq)
+
+    def observe(self, observer: Observer) -> None:
+        """Have `observer` told of every change in any conversation, on the event loop."""
+        self._observers.append(observer)
+
+    # --- what the server does -----------------------------------------------------------------------------
 
     @property
     def replies(self) -> int:
@@ -228,7 +291,7 @@ class Conversations:
 
     async def drain(self, seconds: float) -> None:
         """Begin no more replies; let those under way finish for `seconds`, then end and keep them."""
-        self._stopping = True
+        self._places.close()
         if self._replies:
             await asyncio.wait(self._replies, timeout=seconds)
         for live in self._live.values():
@@ -262,27 +325,67 @@ class Conversations:
             live.seats.pop(0).mailbox.close(Close.REPLACED, "the conversation is open in too many places")
         return seat
 
-    def _ready(self, token: str, live: Live, snapshot: Snapshot) -> tuple[Ready, Sequence[Message]]:
-        """The answer to a hello, and the messages that do not fit into it."""
-        fitting = _fitting(snapshot.messages)
-        running = live.running
-        ready = Ready(
-            token=token,
-            conversation=live.id,
-            model=self._engine.speaker.fingerprint,
-            seq=snapshot.last_seq,
-            messages=snapshot.messages[:fitting],
-            replying=None if running is None else Replying(reply=running.id, text=running.text),
-            # What is blocked is nobody's reading matter.
-            defaults=self._engine.speaker.defaults.model_dump(exclude={"blocked"}),
-            limits=Limits(max_text=self._bounds.max_text, max_tokens=MAX_TOKENS, max_frame=MAX_FRAME),
-        )
-        return ready, snapshot.messages[fitting:]
+    def _learn_owner(self, live: Live, owner: OwnerName, waiting: bool = False) -> bool:
+        """Who answers is known anew: all are told if that is news, and an operator silences the bot."""
+        if owner == "operator":
+            self._drop(live)
+        if (owner, waiting) == (live.owner, live.waiting):
+            return False
+        changed: Change = "waiting" if owner == live.owner else "owner"
+        live.owner, live.waiting = owner, waiting
+        live.broadcast(live.owner_event)
+        self._tell(live, changed)
+        return True
+
+    def _drop(self, live: Live) -> None:
+        """Nothing more of a running reply is sent, and it is not kept."""
+        if live.running is not None:
+            running, live.running = live.running, None
+            self._engine.cancel(running.id)
+            logs.event(log, logging.INFO, "reply_dropped", reply=running.id)
+
+    async def _catch_up(self, conversation: str, last_seq: int) -> None:
+        async with self._held(conversation) as live:
+            live.seq = last_seq if live.seq is None else live.seq
+            news = await self._ledger.snapshot(conversation, live.seq)
+            was = live.owner
+            self._learn_owner(live, news.ownership.owner, news.ownership.waiting)
+            for message in news.messages:
+                live.broadcast(message)
+                self._tell(live, "said" if message.reply is None else "replied")
+            live.seq = news.last_seq
+            if was == "operator" and live.owner == "bot":
+                await self._answer_last(live)
+
+    def _tell(self, live: Live, change: Change) -> None:
+        for observer in self._observers:
+            observer(live.id, change)
+
+    async def _keep(self, seat: Seat, live: Live, post: Post) -> Taken:
+        """Commit a turn, acknowledge it and show it to the others."""
+        taken = await self._ledger.take(live.id, post)
+        if taken.owner != live.owner:  # changed on another server
+            self._learn_owner(live, taken.owner)
+        seat.mailbox.put(taken.accepted)
+        if taken.said is not None:
+            live.broadcast(taken.said, but=seat)
+            live.sent(taken.said.seq)
+            self._tell(live, "said")
+        if taken.answer is not None:
+            seat.mailbox.put(taken.answer)
+        return taken
+
+    def _answer(self, live: Live, post: Post, options: DecodingOptions, taken: Taken, place: Place) -> None:
+        """Begin the reply to a turn that was just kept, if it is to have one."""
+        if taken.history is not None:
+            asked = (taken.accepted, post.text)
+            question = Question(taken.accepted.message, post.id, options, taken.history, asked)
+            self._begin(live, question, place)
 
     def _say_meanwhile(self, seat: Seat, question: Question, post: Post) -> None:
         """A say while a reply is in the making: fine when it is the one being answered, else too early."""
         if question.asked is None or question.asked[0].id != post.id:
-            raise _busy("a reply is running", post.id)
+            raise busy("a reply is running", post.id)
         accepted, text = question.asked
         if text != post.text:
             reason = "this id was used before in this conversation, with another text"
@@ -291,31 +394,10 @@ class Conversations:
 
     # --- one reply ----------------------------------------------------------------------------------------
 
-    def _reserved(self, who: Who, about: str | None) -> _Place:
-        """A place in the engine, to be taken before anything is committed; `Refusal` at once when full."""
-        if self._stopping:
-            raise _busy("the server is stopping", about, RECONNECT_AFTER)
-        if not self._by_visitor.take(who.visitor):
-            raise _busy("you have too many replies in the making", about)
-        if not self._by_address.take(who.address):
-            self._by_visitor.give_back(who.visitor)
-            raise _busy("too many replies are being made for this address", about)
-        try:
-            permit = self._engine.reserve(who.visitor)
-        except EngineBusy as error:
-            self._give_back(who)
-            raise _busy("too many replies are waiting", about, error.retry_after) from None
-        permit.on_release(lambda: self._give_back(who))
-        return _Place(permit)
-
-    def _give_back(self, who: Who) -> None:
-        self._by_visitor.give_back(who.visitor)
-        self._by_address.give_back(who.address)
-
     async def _answer_late(self, live: Live, turn: MessageRecord, who: Who) -> Error | None:
         """Begin the reply that a turn never got; the error to be shown when that cannot be done now."""
         try:
-            with self._reserved(who, turn.client_id) as place:
+            with self._places.reserve(who, turn.client_id, self._canary(live)) as place:
                 try:
                     options = place.speaker.options(turn.options or {})
                 except OptionError:  # said to another model, which took what this one does not
@@ -330,7 +412,18 @@ class Conversations:
             return refusal.error
         return None
 
-    def _begin(self, live: Live, question: Question, place: _Place) -> None:
+    async def _answer_last(self, live: Live) -> None:
+        """The bot has the conversation again: a visitor who is there and waits for an answer gets it."""
+        if not live.seats or live.running is not None:
+            return
+        turn = await self._ledger.unanswered(live.id)
+        if turn is None:
+            return
+        failure = await self._answer_late(live, turn, live.seats[-1].who)
+        if failure is not None:
+            live.broadcast(failure)
+
+    def _begin(self, live: Live, question: Question, place: Place) -> None:
         options = question.options
         if options.seed is None:
             options = options.model_copy(update={"seed": secrets.randbelow(SEEDS)})
@@ -338,7 +431,8 @@ class Conversations:
         generation = self._engine.generate(
             ReplyRequest(reply, tuple(question.history), options, live.id), place.pass_on()
         )
-        live.running = Running(reply, question, options, generation)
+        guarded = self._abstention.below > 0 and generation.permit.speaker.calibration is not None
+        live.running = Running(reply, question, options, generation, guarded)
         # An empty piece names the reply before its first word is there, so that it can be stopped at once.
         live.broadcast(Delta(reply=reply, offset=0, text=""))
         task = asyncio.create_task(self._follow(live, live.running), name=f"reply {reply}")
@@ -351,9 +445,7 @@ class Conversations:
             async with running.generation as events:
                 async for event in events:
                     if isinstance(event, Piece):
-                        piece = storable(event.text)
-                        live.broadcast(Delta(reply=running.id, offset=len(running.text), text=piece))
-                        running.text += piece
+                        live.stream(running, storable(event.text))
                     elif isinstance(event, Failed):
                         self._fail(live, running, event)
                     else:
@@ -367,28 +459,53 @@ class Conversations:
     async def _finish(self, live: Live, running: Running, reply: Reply) -> None:
         new = self._new_reply(running, reply)
         async with self._held(live.id):
-            for attempt in range(1, COMMITS + 1):
-                try:
-                    message = await self._ledger.add_reply(live.id, new)
-                    break
-                except StoreUnavailable as error:
-                    if not error.busy or attempt == COMMITS:
-                        raise
+            if live.running is not running:
+                return  # taken over meanwhile
+            try:
+                message = await self._keep_reply(live.id, new)
+            except TakenOver:  # on another server
+                self._learn_owner(live, "operator")
+                return
             live.running = None
             live.broadcast(message)
+            live.sent(message.seq)
+            self._tell(live, "replied")
+            if message.finish_reason == "abstained":
+                self._learn_owner(live, live.owner, waiting=True)
+        if self._rollouts is not None and reply.finish_reason != "cancelled":
+            history = running.question.history
+            self._rollouts.overhear(Overheard(message.message, live.id, new.model, history, running.options))
         logs.event(
             log, logging.INFO, "reply", reply=running.id, tokens=len(reply.token_ids),
             finish_reason=reply.finish_reason, **asdict(running.generation.timing),
         )  # fmt: skip
 
+    async def _keep_reply(self, conversation: str, reply: NewReply) -> Message:
+        for attempt in range(1, COMMITS + 1):
+            try:
+                return await self._ledger.add_reply(conversation, reply)
+            except StoreUnavailable as error:
+                if not error.busy or attempt == COMMITS:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
     def _new_reply(self, running: Running, reply: Reply) -> NewReply:
         timing = running.generation.timing
+        speaker = running.generation.permit.speaker
+        calibration = speaker.calibration
+        confidence = None if calibration is None else calibration.confidence(reply.logprobs)
+        said, text = storable(reply.text), None
+        # What was stopped by the visitor is theirs to read as it is.
+        if confidence is not None and reply.finish_reason != "cancelled":
+            text = self._abstention.instead(confidence)
         return NewReply(
             reply_id=running.id,
             answers=running.question.message,
-            text=storable(reply.text),
-            finish_reason=reply.finish_reason,
-            model=running.generation.permit.speaker.fingerprint,
+            text=said if text is None else text,
+            finish_reason=reply.finish_reason if text is None else "abstained",
+            withheld=None if text is None else said,
+            confidence=confidence,
+            model=speaker.fingerprint,
             options=running.options.model_dump(),
             seed=reply.seed,
             token_ids=reply.token_ids,
@@ -399,8 +516,14 @@ class Conversations:
             total_ms=timing.total_ms,
         )
 
+    def _canary(self, live: Live) -> str | None:
+        """The model that answers here, if it is not the one in use."""
+        return None if self._rollouts is None else self._rollouts.model_for(live.id, live.began)
+
     def _fail(self, live: Live, running: Running, failed: Failed) -> None:
         """The turn stays unanswered: it is answered when it is said again, or at the next hello."""
+        if live.running is not running:
+            return  # nobody waits for it any more
         live.running = None
         logs.event(log, logging.WARNING, "reply_failed", reply=running.id)
         about = running.question.about
@@ -410,57 +533,6 @@ class Conversations:
             live.broadcast(Error(code="internal", message=failed.message, id=about, retry_after=RETRY_AFTER))
 
 
-class _Place:
-    """A permit that is given back on leaving, unless it was passed on."""
-
-    def __init__(self, permit: Permit) -> None:
-        self._permit: Permit | None = permit
-
-    @property
-    def speaker(self) -> Speaker:
-        """The model that the place is with."""
-        assert self._permit is not None
-        return self._permit.speaker
-
-    def options(self, overrides: dict[str, Any], about: str) -> DecodingOptions:
-        """As that model takes them. The session asked the model that was in use a moment ago.
-
-        Raises `Refusal`.
-        """
-        try:
-            return self.speaker.options(overrides)
-        except OptionError as error:
-            refused = Error(code="bad_option", message=str(error), id=about, field=error.field)
-            raise Refusal(refused) from None
-
-    def pass_on(self) -> Permit:
-        permit, self._permit = self._permit, None
-        assert permit is not None
-        return permit
-
-    def __enter__(self) -> _Place:
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        if self._permit is not None:
-            self._permit.release()
-
-
 def storable(text: str) -> str:
     """What a model wrote, without NUL: it has a token for every byte, and no database keeps that one."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
-
-
-def _busy(reason: str, about: str | None, retry_after: float = RETRY_AFTER) -> Refusal:
-    return Refusal(Error(code="busy", message=reason, id=about, retry_after=retry_after))
-
-
-def _fitting(messages: Sequence[Message]) -> int:
-    """How many of the messages a `ready` holds, by an upper bound of their bytes that needs no encoding."""
-    room = READY_BYTES
-    for count, message in enumerate(messages):
-        room -= 1000 + 6 * len(message.text) + 6 * len(message.comment or "")
-        room -= sum(100 + 6 * len(alternative.text) for alternative in message.alternatives or ())
-        if room < 0:
-            return count
-    return len(messages)

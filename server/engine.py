@@ -14,7 +14,7 @@ thread whose step does not return.
 
 Another model takes over by `Engine.switch`: a permit belongs to the model that was in use when it was given,
 so what is under way ends on the model it began on, with a thread for each; the old one goes with its last
-permit.
+permit. `Engine.add` has another model work beside the one in use, for those who `reserve` with its name.
 
 While all of a model's rows are taken, requests wait here, and their owners take turns (limits.FairLine): the
 batcher's own line, first come first served, is only ever long enough that no row is idle.
@@ -252,6 +252,7 @@ class Engine:
         self._probe_ids = itertools.count()
         self._station = _Station(speaker, make_batcher)
         self._stations = [self._station]
+        self._beside: dict[str, _Station] = {}
         self._stuck: list[Worker] = []
 
     def start(self) -> None:
@@ -279,10 +280,30 @@ class Engine:
         self._begin(self._station)
         self._retire_unused(before)
 
+    def add(self, make_batcher: Callable[[], Steps], speaker: Speaker) -> None:
+        """Have another model ready beside the one in use, with rows and a thread of its own."""
+        self.remove(speaker.fingerprint)
+        station = self._beside[speaker.fingerprint] = _Station(speaker, make_batcher)
+        self._stations.append(station)
+        self._begin(station)
+
+    def remove(self, fingerprint: str) -> None:
+        """Give no more places with a model that was added; it goes with its last permit."""
+        station = self._beside.pop(fingerprint, None)
+        if station is not None:
+            self._retire_unused(station)
+
     @property
     def speaker(self) -> Speaker:
         """The model that makes new replies."""
         return self._station.speaker
+
+    def speaker_of(self, fingerprint: str) -> Speaker | None:
+        """A model that places are given with, the one in use among them."""
+        if fingerprint == self._station.speaker.fingerprint:
+            return self._station.speaker
+        station = self._beside.get(fingerprint)
+        return None if station is None else station.speaker
 
     @property
     def places_in_use(self) -> int:
@@ -301,16 +322,17 @@ class Engine:
         """Failures of the batcher since it last made a step."""
         return 0 if self._station.worker is None else self._station.worker.failures
 
-    def reserve(self, owner: str | None = None) -> Permit:
+    def reserve(self, owner: str | None = None, model: str | None = None) -> Permit:
         """A place for one more reply. Raises `EngineBusy` at once when there is none.
 
         owner: takes turns with other owners when there is a line; None for a request that is its own.
+        model: fingerprint of one that was added; left out or not there (any more), it is the one in use.
         """
         if self._free <= 0:
             self._on_refusal()
             raise EngineBusy(float(max(1, math.ceil(self._reply_seconds))))
         self._free -= 1
-        return self._permit(1, owner)
+        return self._permit(1, owner, self._beside.get(model or ""))
 
     def generate(self, request: ReplyRequest, permit: Permit | None = None) -> Generation:
         """Hand a request over. The permit is given back with the reply's last event.
@@ -416,8 +438,8 @@ class Engine:
             station.rows += rows
             station.worker.command(generation.request)
 
-    def _permit(self, places: int, owner: str | None = None) -> Permit:
-        station = self._station
+    def _permit(self, places: int, owner: str | None = None, station: _Station | None = None) -> Permit:
+        station = station or self._station
         station.held += 1
 
         def give_back() -> None:
@@ -429,6 +451,8 @@ class Engine:
 
     def _retire_unused(self, station: _Station) -> None:
         if station is self._station or station.held or station not in self._stations:
+            return
+        if station in self._beside.values():
             return
         self._stations.remove(station)
         if station.worker is not None:

@@ -75,6 +75,16 @@ class Histories:
         else:
             known.seq = turn.seq  # without a word in it, it is not read
 
+    def intervene(self, conversation: str, turn: StoredTurn, text: str) -> None:
+        """What an operator said is in the database. It stands where it was said."""
+        known = self._follows(conversation, turn)
+        if known is None:
+            return
+        if text.strip():
+            self._append(conversation, known, turn.seq, ("agent", text), last=known.last)
+        else:
+            known.seq = turn.seq
+
     def learn(self, conversation: str, turn: StoredTurn, turns: Turns) -> None:
         """What the model reads to answer a user turn, read from the database after that was new there."""
         self.forget(conversation)

@@ -15,11 +15,21 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from chatbot.transcripts import Role
+from server.desk import Along
 from server.histories import HISTORY_BYTES, Histories
 from server.offload import Offload
-from server.protocol import Accepted, Alternative, Error, Message
+from server.protocol import Accepted, Alternative, Error, Message, OwnerName
 from server.session import Judge, Open, Post
-from server.store import ClientIdConflict, ConversationFull, MessageRecord, NewReply, Store, StoredTurn
+from server.store import (
+    ClientIdConflict,
+    ConversationFull,
+    MessageRecord,
+    NewReply,
+    Ownership,
+    Store,
+    StoredTurn,
+    UnknownConversation,
+)
 
 Result = TypeVar("Result")
 
@@ -47,11 +57,12 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A conversation as it stands. unanswered: its last user turn, unless that has a reply."""
+    """A conversation as it stands. unanswered: its last user turn, if the bot is to answer it."""
 
     last_seq: int
     messages: tuple[Message, ...]
     unanswered: MessageRecord | None
+    ownership: Ownership
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +72,40 @@ class Taken:
     said: the turn as a message; None when it was there before.
     answer: the reply to a turn that was there before.
     history: what the model reads to answer it; None when it is not to be answered now.
+    owner: who answers the conversation.
     """
 
     accepted: Accepted
     said: Message | None
     answer: Message | None
     history: History | None
+    owner: OwnerName
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorSay:
+    """What an operator says. id: their client's own, so that saying it again is harmless.
+
+    along: writes more in the same transaction, if the turn is new.
+    """
+
+    id: str
+    text: str
+    operator: str
+    along: Along | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerWish:
+    """That another answers from now on. by: the operator whose wish it is.
+
+    version: of the ownership that they know. taken: by them; else by the bot. along: as above.
+    """
+
+    by: str
+    version: int
+    taken: bool
+    along: Along | None = None
 
 
 class Ledger:
@@ -117,7 +156,15 @@ class Ledger:
             after_seq = page[-1].seq
             if len(page) < PAGE:
                 break
-        return Snapshot(last_seq, tuple(found), self._store.unanswered(conversation))
+        ownership = self._ownership(conversation)
+        unanswered = self._store.unanswered(conversation) if ownership.owner == "bot" else None
+        return Snapshot(last_seq, tuple(found), unanswered, ownership)
+
+    def _ownership(self, conversation: str) -> Ownership:
+        found = self._store.ownership(conversation)
+        if found is None:
+            raise UnknownConversation(conversation)
+        return found
 
     async def take(self, conversation: str, post: Post) -> Taken:
         """Commit a turn, or find it committed, then with its answer if there is one."""
@@ -133,22 +180,24 @@ class Ledger:
         except ConversationFull:
             raise Refusal(self._full(post.id)) from None
         accepted = Accepted(id=post.id, message=turn.message_id, seq=turn.seq)
-        if turn.created:
-            history = self._histories.say(conversation, turn, post.text)
-            if history is None:
-                history = tuple(await self.history(conversation, turn.message_id))
-                self._histories.learn(conversation, turn, history)
-            return Taken(accepted, _said(turn, post), None, history)
-        return await self._offload(self._find_again, conversation, accepted)
+        if not turn.created:
+            return await self._offload(self._find_again, conversation, accepted, turn.owner)
+        history = self._histories.say(conversation, turn, post.text)
+        if turn.owner == "operator":
+            return Taken(accepted, _said(turn, post), None, None, turn.owner)
+        if history is None:
+            history = tuple(await self.history(conversation, turn.message_id))
+            self._histories.learn(conversation, turn, history)
+        return Taken(accepted, _said(turn, post), None, history, turn.owner)
 
-    def _find_again(self, conversation: str, accepted: Accepted) -> Taken:
+    def _find_again(self, conversation: str, accepted: Accepted, owner: OwnerName) -> Taken:
         """What has become of a turn that was there before."""
-        unanswered = self._store.unanswered(conversation)
+        unanswered = self._store.unanswered(conversation) if owner == "bot" else None
         if unanswered is not None and unanswered.message_id == accepted.message:
             history = self._store.history(conversation, answering=accepted.message)
-            return Taken(accepted, None, None, history)
+            return Taken(accepted, None, None, history, owner)
         answer = self._store.answer(conversation, accepted.message)
-        return Taken(accepted, None, None if answer is None else message(answer), None)
+        return Taken(accepted, None, None if answer is None else message(answer), None, owner)
 
     async def history(self, conversation: str, answering: str) -> History:
         """What the model reads to answer a turn."""
@@ -162,12 +211,14 @@ class Ledger:
         record = self._store.reply_record(conversation, reply)
         if record is None or record.answers is None:
             raise Refusal(Error(code="not_found", message="no such reply", id=reply))
+        if self._ownership(conversation).owner == "operator":
+            raise Refusal(taken_over(reply))
         if self._store.last_seq(conversation) >= self._max_messages:
             raise Refusal(self._full(reply))
         return record.answers, self._store.history(conversation, answering=record.answers)
 
     async def add_reply(self, conversation: str, reply: NewReply) -> Message:
-        """Commit a finished reply."""
+        """Commit a finished reply. Raises `TakenOver` where an operator answers by now."""
         turn = await _committed(self._store.submit_reply(conversation, reply))
         self._histories.answer(conversation, turn, reply)
         return Message(
@@ -185,10 +236,61 @@ class Ledger:
             alternatives=_alternatives([(a["text"], a["score"]) for a in reply.alternatives]),
         )
 
+    def forget(self, conversation: str) -> None:
+        """It was erased: nothing of it stays in memory."""
+        self._histories.forget(conversation)
+
     async def rate(self, conversation: str, request: Judge) -> None:
         kept = self._store.submit_rating(conversation, request.message, request.rating, request.comment)
         if not await _committed(kept):
             raise Refusal(Error(code="not_found", message="no such reply", id=request.message))
+
+    # --- who answers --------------------------------------------------------------------------------------
+
+    async def unanswered(self, conversation: str) -> MessageRecord | None:
+        """The last user turn, if nothing answers it."""
+        return await self._offload(self._store.unanswered, conversation)
+
+    async def standing(self, conversations: Sequence[str]) -> dict[str, tuple[int, Ownership]]:
+        """The number of the newest message, and who answers, of each conversation."""
+        return await self._offload(self._store.standing, conversations)
+
+    async def want_person(self, conversation: str) -> Ownership:
+        """Note that the visitor asks for a person."""
+        return await _committed(self._store.submit_person_wanted(conversation))
+
+    async def change_owner(self, conversation: str, wish: OwnerWish) -> Ownership:
+        """Raises `OwnerChanged`, `UnknownConversation`."""
+        operator = wish.by if wish.taken else None
+        return await _committed(
+            self._store.submit_owner(conversation, wish.version, wish.by, operator, wish.along)
+        )
+
+    async def close(self, conversation: str, by: str, closed: bool, along: Along | None) -> Ownership:
+        """Raises `OwnerChanged` where another operator has it, `UnknownConversation`."""
+        return await _committed(self._store.submit_closing(conversation, by, closed, along))
+
+    async def intervene(self, conversation: str, say: OperatorSay) -> tuple[Message, bool]:
+        """Commit what an operator says, or find it committed; and whether it is new.
+
+        Raises `OwnerChanged`, `ClientIdConflict`, `ConversationFull`, `UnknownConversation`.
+        """
+        turn = await _committed(
+            self._store.submit_operator_turn(
+                conversation, say.id, say.text, say.operator, self._max_messages, say.along
+            )
+        )
+        if turn.created:
+            self._histories.intervene(conversation, turn, say.text)
+        sent = Message(
+            seq=turn.seq,
+            message=turn.message_id,
+            role="agent",
+            text=say.text,
+            author="operator",
+            at=turn.created_at.isoformat(),
+        )
+        return sent, turn.created
 
     def _full(self, about: str) -> Error:
         reason = f"a conversation holds at most {self._max_messages} messages; begin a new one"
@@ -207,8 +309,9 @@ def message(record: MessageRecord) -> Message:
         message=record.message_id,
         role=record.role,
         text=record.text,
+        author=None if record.operator_id is None else "operator",
         at=record.created_at.isoformat(),
-        client_id=record.client_id,
+        client_id=record.client_id if record.role == "user" else None,
         reply=record.reply_id,
         answers=record.answers,
         replaces=record.replaces,
@@ -232,6 +335,10 @@ def _said(turn: StoredTurn, post: Post) -> Message:
 def _alternatives(found: Sequence[tuple[str, float]]) -> tuple[Alternative, ...] | None:
     """None for a reply that was not chosen among several."""
     return tuple(Alternative(text=text, score=score) for text, score in found) or None
+
+
+def taken_over(about: str) -> Error:
+    return Error(code="bad_state", message="a person answers this conversation", id=about)
 
 
 def _no_conversation() -> Error:

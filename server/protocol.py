@@ -77,6 +77,7 @@ def _absent(value: object) -> bool:
 Id: TypeAlias = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
 Seq: TypeAlias = Annotated[int, Field(ge=0, le=2**53 - 1)]
 Rating: TypeAlias = Literal["up", "down"]
+OwnerName: TypeAlias = Literal["bot", "operator"]
 
 # --- client to server -------------------------------------------------------------------------------------
 
@@ -124,7 +125,7 @@ class Rate(_Frame):
 
 
 class Human(_Frame):
-    """The visitor asks for a person."""
+    """The visitor asks for a person; answered with `owner`."""
 
     type: Literal["human"] = "human"
 
@@ -160,7 +161,8 @@ class Message(_Frame):
 
     A visitor's turn carries the `client_id` it was said with. A reply carries the reply id its deltas had,
     the user message it answers, how it ended, and what made it (model fingerprint and seed); `replaces`
-    names the message that a regenerated reply takes the place of, which is `superseded` from then on.
+    names the message that a regenerated reply takes the place of, which is `superseded` from then on. What a
+    person wrote on the agent's side has the author `operator`, and nothing that only a reply has.
     """
 
     type: Literal["message"] = "message"
@@ -168,6 +170,7 @@ class Message(_Frame):
     message: str
     role: Literal["user", "agent"]
     text: str
+    author: Literal["operator"] | None = Field(None, exclude_if=_absent)
     at: str | None = Field(None, exclude_if=_absent)
     client_id: str | None = Field(None, exclude_if=_absent)
     reply: str | None = Field(None, exclude_if=_absent)
@@ -193,7 +196,10 @@ class Limits(_Frame):
 
 
 class Ready(_Frame):
-    """Where the conversation stands: the answer to `hello`. `defaults` are the model's options."""
+    """Where the conversation stands: the answer to `hello`. `defaults` are the model's options.
+
+    `owner` and `waiting`: as in `Owner`.
+    """
 
     type: Literal["ready"] = "ready"
     token: str
@@ -202,6 +208,8 @@ class Ready(_Frame):
     seq: Seq
     messages: tuple[Message, ...]
     replying: Replying | None
+    owner: OwnerName = "bot"
+    waiting: Literal[True] | None = Field(None, exclude_if=_absent)
     defaults: dict[str, Any]
     limits: Limits
 
@@ -233,10 +241,11 @@ class Rated(_Frame):
 
 
 class Owner(_Frame):
-    """Who answers from now on."""
+    """Who answers from now on. `waiting`: a person has been asked for, and none has come yet."""
 
     type: Literal["owner"] = "owner"
-    owner: Literal["bot", "operator"]
+    owner: OwnerName
+    waiting: Literal[True] | None = Field(None, exclude_if=_absent)
 
 
 class Error(_Frame):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "cancelled", "abstained"]
 Rating = Literal["up", "down"]
+Owner = Literal["bot", "operator"]
 
 MAX_KEY = 128
 """Longest client id or reply id, in code points."""
@@ -46,7 +47,8 @@ class ConversationSummary:
 class StoredTurn:
     """Where a turn is kept. `created` is False when it was there already and nothing has changed.
 
-    `replaces` is the message that a reply has taken the place of.
+    `replaces` is the message that a reply has taken the place of. `owner` is who answers the conversation as
+    of this transaction.
     """
 
     message_id: str
@@ -54,6 +56,24 @@ class StoredTurn:
     created_at: datetime
     created: bool
     replaces: str | None = None
+    owner: Owner = "bot"
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Who answers a conversation, and how it stands with its visitor.
+
+    operator_id: which operator, when one does. version: counts changes of the owner. waiting: the visitor
+    wants a person and none has come yet. closed: an operator was done with it, and nothing was said since.
+    began: when the conversation was opened; None where nobody asked.
+    """
+
+    owner: Owner = "bot"
+    operator_id: str | None = None
+    version: int = 0
+    waiting: bool = False
+    closed: bool = False
+    began: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +82,9 @@ class NewReply:
 
     answers: message id of the user turn. replaces: the reply to the same turn that it was regenerated from,
     if any. options: all decoding options that were used. logprobs: one for each of token_ids. alternatives:
-    for each a dict of text, score, logprob, token_ids. Times in milliseconds.
+    for each a dict of text, score, logprob, token_ids. Times in milliseconds. confidence: the calibrated
+    probability that it is acceptable; None: not known. withheld: what the model would have said, where `text`
+    says something else instead.
     """
 
     reply_id: str
@@ -79,12 +101,16 @@ class NewReply:
     first_token_ms: float | None
     total_ms: float
     replaces: str | None = None
+    confidence: float | None = None
+    withheld: str | None = None
 
     def check(self) -> None:
         """Raises StoreValueError, naming the field."""
         check_key("reply_id", self.reply_id)
         check_text("text", self.text)
         check_text("model", self.model)
+        if self.withheld is not None:
+            check_text("withheld", self.withheld)
         if self.finish_reason not in get_args(FinishReason):
             raise StoreValueError("finish_reason", f"is none of {', '.join(get_args(FinishReason))}")
         if not 0 <= self.seed < 2**63:
@@ -101,6 +127,7 @@ class NewReply:
             "queued_ms",
             "first_token_ms",
             "total_ms",
+            "confidence",
         ):
             check_json(field, getattr(self, field))
         for alternative in self.alternatives:
@@ -122,7 +149,8 @@ class Alternative:
 class MessageRecord:
     """A message as it is kept; what only a reply or only a user turn has is None on the other.
 
-    `options` are those a user turn was sent with; a reply's are in its generation record.
+    `options` are those a user turn was sent with; a reply's are in its generation record. `operator_id` is
+    that of the person who wrote an agent's turn; None for a model's.
     """
 
     seq: int
@@ -142,6 +170,7 @@ class MessageRecord:
     alternatives: tuple[Alternative, ...] | None
     rating: Rating | None
     comment: str | None
+    operator_id: str | None = None
 
 
 def storable(text: str) -> bool:

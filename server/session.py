@@ -142,7 +142,12 @@ class Judge:
     comment: str | None
 
 
-Task: TypeAlias = Open | Post | Stop | Redo | Judge
+@dataclass(frozen=True, slots=True)
+class Summon:
+    """The visitor wants a person."""
+
+
+Task: TypeAlias = Open | Post | Stop | Redo | Judge | Summon
 """Effects that somebody else has to carry out, and may refuse."""
 Effect: TypeAlias = Send | Shut | Task
 
@@ -200,7 +205,7 @@ class Session:
             case Rate():
                 return [Judge(message.message, message.rating, message.comment)]
             case Human():
-                return [Send(Error(code="not_available", message="nobody is here to take over yet"))]
+                return [Summon()]
             case _:
                 assert_never(message)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
+from chatbot.confidence import Calibration, calibration_of
 from chatbot.model_directory import ModelBundle
 from chatbot.options import DecodingOptions
 from chatbot.terms import Terms
@@ -23,7 +24,7 @@ SHORT: Final = 500
 class Speaker:
     """options: lays a client's options over the defaults; raises `OptionError` for what cannot be
     followed. count_tokens: of turns, as the model reads them. token_bytes: what a token of a reply stands
-    for; none for a special token.
+    for; none for a special token. calibration: how sure it is of a reply; None for a model without one.
     """
 
     fingerprint: str
@@ -31,6 +32,7 @@ class Speaker:
     options: Callable[[Mapping[str, Any]], DecodingOptions]
     count_tokens: Callable[[Sequence[tuple[Role, str]]], int] = lambda _: 0
     token_bytes: Callable[[int], bytes] = lambda _: b""
+    calibration: Calibration | None = None
 
 
 def speaker_of(bundle: ModelBundle, rows: int) -> Speaker:
@@ -61,4 +63,11 @@ def speaker_of(bundle: ModelBundle, rows: int) -> Speaker:
         most = bundle.config.max_turn_tokens
         return sum(min(len(ids), most) for ids in bundle.tokenizer.encode_turns(turns))
 
-    return Speaker(bundle.fingerprint, bundle.defaults, options, count_tokens, bundle.tokenizer.token_bytes)
+    return Speaker(
+        bundle.fingerprint,
+        bundle.defaults,
+        options,
+        count_tokens,
+        bundle.tokenizer.token_bytes,
+        calibration_of(bundle.metrics),
+    )

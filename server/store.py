@@ -14,21 +14,35 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from sqlalchemy import Connection, Engine, Row, Select, func, or_, select
+from sqlalchemy import Connection, Engine, Row, Select, and_, func, or_, select
 
 from server.database import WAIT_SECONDS, reading, writing
+from server.desk import (
+    Along,
+    NewClosing,
+    NewOwner,
+    NewRating,
+    NewUserTurn,
+    OperatorTurn,
+    PersonWanted,
+    ReplyTurn,
+    Turn,
+    new_id,
+)
 from server.records import (
     Alternative,
     ConversationSummary,
     FinishReason,
     MessageRecord,
     NewReply,
+    Owner,
+    Ownership,
     Rating,
     StoredTurn,
     VisitorGrant,
@@ -40,23 +54,17 @@ from server.records import (
 from server.store_errors import (
     ClientIdConflict,
     ConversationFull,
+    OwnerChanged,
     StoreError,
     StoreUnavailable,
     StoreValueError,
+    TakenOver,
     UnknownConversation,
     UnknownVisitor,
 )
 from server.tables import Conversation, Feedback, Generation, Message, Visitor
 from server.writer import CarryOut, Writer
-from server.writes import (
-    NewConversation,
-    NewRating,
-    NewUserTurn,
-    NewVisitor,
-    ReplyTurn,
-    Writes,
-    new_id,
-)
+from server.writes import NewConversation, NewVisitor, Writes
 
 if TYPE_CHECKING:
     from chatbot.transcripts import Role
@@ -69,12 +77,15 @@ __all__ = [
     "FinishReason",
     "MessageRecord",
     "NewReply",
+    "OwnerChanged",
+    "Ownership",
     "Rating",
     "Store",
     "StoreError",
     "StoreUnavailable",
     "StoreValueError",
     "StoredTurn",
+    "TakenOver",
     "UnknownConversation",
     "UnknownVisitor",
     "VisitorGrant",
@@ -84,6 +95,8 @@ Request = TypeVar("Request")
 Result = TypeVar("Result")
 
 TITLE_LENGTH = 80
+MANY = 500
+"""Conversations that one query asks for."""
 MAX_INTEGER = 2**31 - 1
 """Largest `seq` and largest row count that both databases take."""
 
@@ -210,8 +223,7 @@ class Store:
         check_key("client_id", client_id)
         check_text("text", text)
         check_json("options", options)
-        request = NewUserTurn(conversation_id, client_id, text, options, most)
-        return self._submit(self._writes.turns, request)
+        return self._submit_turn(NewUserTurn(conversation_id, client_id, text, options, most))
 
     def add_reply(self, conversation_id: str, reply: NewReply) -> StoredTurn:
         """Keep a finished reply and how it was made, once: the same reply id gives the stored turn again.
@@ -219,21 +231,41 @@ class Store:
         If the user turn has a current reply already, whether or not `replaces` says so, that one becomes
         superseded: the latest reply of a user turn is the one that counts.
 
-        Raises UnknownConversation, StoreValueError (also when `answers` is no user turn of this
-        conversation, or `replaces` no reply to it).
+        Raises TakenOver while an operator owns the conversation, UnknownConversation, StoreValueError (also
+        when `answers` is no user turn of this conversation, or `replaces` no reply to it).
         """
         return self.submit_reply(conversation_id, reply).result()
 
     def submit_reply(self, conversation_id: str, reply: NewReply) -> Future[StoredTurn]:
         """As add_reply, whose errors it raises at once or in the future."""
         reply.check()
-        return self._submit(self._writes.turns, ReplyTurn(conversation_id, reply))
+        return self._submit_turn(ReplyTurn(conversation_id, reply))
+
+    def submit_operator_turn(
+        self,
+        conversation_id: str,
+        client_id: str,
+        text: str,
+        operator_id: str,
+        most: int | None = None,
+        along: Along | None = None,
+    ) -> Future[StoredTurn]:
+        """Keep what an operator said, once, as add_user_turn does for what a user said.
+
+        along: writes more in the same transaction, if the turn is new.
+
+        Raises, or has, ClientIdConflict (also when somebody else said something under the id), OwnerChanged
+        unless the conversation is this operator's, ConversationFull, UnknownConversation, StoreValueError.
+        """
+        check_key("client_id", client_id)
+        check_text("text", text)
+        return self._submit_turn(OperatorTurn(conversation_id, client_id, text, operator_id, most, along))
 
     def rate(self, conversation_id: str, message_id: str, rating: Rating | None, comment: str | None) -> bool:
         """Keep what the visitor thinks of a reply, in place of what they thought before.
 
-        None and None takes it back. False, and nothing is written, unless the message is a reply of this
-        conversation.
+        None and None takes it back. False, and nothing is written, unless the message is a reply of the bot
+        in this conversation.
 
         Raises StoreValueError.
         """
@@ -249,7 +281,78 @@ class Store:
             check_text("comment", comment)
         if not (storable(conversation_id) and storable(message_id)):
             return _done(False)
-        return self._submit(self._writes.ratings, NewRating(conversation_id, message_id, rating, comment))
+        request = NewRating(conversation_id, message_id, rating, comment)
+        return cast("Future[bool]", self._submit(self._writes.moves, request))
+
+    # --- who answers ------------------------------------------------------------------------------
+
+    def submit_owner(
+        self,
+        conversation_id: str,
+        version: int,
+        by: str,
+        operator_id: str | None,
+        along: Along | None = None,
+    ) -> Future[Ownership]:
+        """Give the conversation to an operator, or back to the bot; by: the operator who wants that.
+
+        version: of the ownership that is to be changed. along: writes more in the same transaction, if
+        anything changes.
+
+        The future raises OwnerChanged when that is another, or when who has not got the conversation wants to
+        give it back; UnknownConversation.
+        """
+        request = NewOwner(conversation_id, version, by, operator_id, along)
+        return cast("Future[Ownership]", self._submit(self._writes.moves, request))
+
+    def submit_person_wanted(self, conversation_id: str) -> Future[Ownership]:
+        """The visitor asks for a person: noted once, unless one is there. Has UnknownConversation."""
+        return cast("Future[Ownership]", self._submit(self._writes.moves, PersonWanted(conversation_id)))
+
+    def submit_closing(
+        self, conversation_id: str, by: str, closed: bool, along: Along | None = None
+    ) -> Future[Ownership]:
+        """An operator is done with the conversation, which is the bot's from then on; or is not so after all.
+
+        The future raises OwnerChanged when another operator has it, UnknownConversation.
+        """
+        request = NewClosing(conversation_id, by, closed, along)
+        return cast("Future[Ownership]", self._submit(self._writes.moves, request))
+
+    def ownership(self, conversation_id: str) -> Ownership | None:
+        """Who answers the conversation; None when there is none such."""
+        if not storable(conversation_id):
+            return None
+        query = select(
+            Conversation.owner,
+            Conversation.operator_id,
+            Conversation.owner_version,
+            Conversation.waiting_since.is_not(None),
+            Conversation.closed_at.is_not(None),
+            Conversation.created_at,
+        ).where(Conversation.id == conversation_id)
+        with reading(self._engine) as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else Ownership(cast("Owner", row[0]), *row[1:])
+
+    def standing(self, conversations: Sequence[str]) -> dict[str, tuple[int, Ownership]]:
+        """The number of the newest message, and who answers, of those of the conversations that exist."""
+        query = select(
+            Conversation.id,
+            Conversation.last_seq,
+            Conversation.owner,
+            Conversation.operator_id,
+            Conversation.owner_version,
+            Conversation.waiting_since.is_not(None),
+            Conversation.closed_at.is_not(None),
+        )
+        found = {}
+        with reading(self._engine) as connection:
+            for at in range(0, len(conversations), MANY):
+                some = query.where(Conversation.id.in_(conversations[at : at + MANY]))
+                for row in connection.execute(some):
+                    found[row[0]] = row[1], Ownership(cast("Owner", row[2]), *row[3:])
+        return found
 
     # --- what was said ----------------------------------------------------------------------------
 
@@ -267,7 +370,8 @@ class Store:
             return [_record(row) for row in connection.execute(query)]
 
     def history(self, conversation_id: str, answering: str | None = None) -> list[tuple[Role, str]]:
-        """What the model reads: every user turn, followed by its current reply if that has a word in it.
+        """What the model reads: every user turn, followed by its current reply if that has a word in it, and
+        what operators said, in its place.
 
         With `answering`, the message id of a user turn, everything up to that turn and no reply to it.
 
@@ -315,7 +419,7 @@ class Store:
         return None if row is None else _record(row)
 
     def has_said(self, conversation_id: str, client_id: str) -> bool:
-        """Whether a user turn of this conversation was sent under this client id."""
+        """Whether a turn of this conversation was sent under this client id."""
         if not (storable(conversation_id) and storable(client_id)):
             return False
         query = select(Message.id).where(
@@ -336,7 +440,9 @@ class Store:
         return None if row is None else _record(row)
 
     def unanswered(self, conversation_id: str) -> MessageRecord | None:
-        """The last user turn, if nothing answers it yet (the server was stopped before it could)."""
+        """The last user turn, if nothing answers it yet: neither a reply (the server was stopped before it
+        could) nor anything that an operator said after it.
+        """
         if not storable(conversation_id):
             return None
         last = (
@@ -349,7 +455,15 @@ class Store:
             row = connection.execute(last).one_or_none()
             if row is None:
                 return None
-            answered = connection.scalar(select(Message.id).where(Message.answers == row.id).limit(1))
+            answers = or_(
+                Message.answers == row.id,
+                and_(
+                    Message.conversation_id == conversation_id,
+                    Message.seq > row.seq,
+                    Message.operator_id.is_not(None),
+                ),
+            )
+            answered = connection.scalar(select(Message.id).where(answers).limit(1))
             return None if answered is not None else _record(row)
 
     # --- health -----------------------------------------------------------------------------------
@@ -362,6 +476,9 @@ class Store:
         self._submit(self._writes.pings, None).result()
 
     # --- inside -----------------------------------------------------------------------------------
+
+    def _submit_turn(self, turn: Turn) -> Future[StoredTurn]:
+        return cast("Future[StoredTurn]", self._submit(self._writes.moves, turn))
 
     def _submit(self, carry_out: CarryOut[Request, Result], request: Request) -> Future[Result]:
         if self._writer is not None:
@@ -421,6 +538,7 @@ def _records() -> Select[Any]:
             Message.answers,
             Message.replaces,
             Message.superseded,
+            Message.operator_id,
             Generation.finish_reason,
             Generation.model,
             Generation.seed,

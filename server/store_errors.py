@@ -5,6 +5,8 @@
     ├── StoreValueError       a value that no database should be given (NUL, half a surrogate pair, NaN)
     ├── ClientIdConflict      a client id that was used before, with another text
     ├── ConversationFull      it holds as many messages as it may
+    ├── TakenOver             a person answers the conversation, so the bot says nothing
+    ├── OwnerChanged          who answers the conversation is not who was thought to
     ├── UnknownConversation   no such conversation
     ├── UnknownVisitor        no such visitor
     ├── DatabaseUrlError      a database URL that Turnwise does not take
@@ -74,6 +76,29 @@ class ConversationFull(StoreError):
 
     def __str__(self) -> str:
         return f"the conversation {self.conversation_id!r} holds {self.most} messages already"
+
+
+class TakenOver(StoreError):
+    """A reply of the bot was refused: an operator answers the conversation."""
+
+    def __init__(self, conversation_id: str) -> None:
+        super().__init__(conversation_id)
+        self.conversation_id = conversation_id
+
+    def __str__(self) -> str:
+        return f"the conversation {self.conversation_id!r} has been taken over by an operator"
+
+
+class OwnerChanged(StoreError):
+    """An operator's wish came too late, or was not theirs. Attributes: conversation_id, version (now)."""
+
+    def __init__(self, conversation_id: str, version: int) -> None:
+        super().__init__(conversation_id, version)
+        self.conversation_id = conversation_id
+        self.version = version
+
+    def __str__(self) -> str:
+        return f"the owner of the conversation {self.conversation_id!r} is at version {self.version}"
 
 
 class UnknownConversation(StoreError):

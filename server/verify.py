@@ -15,7 +15,7 @@ had, a reply that is near enough to have been made in them cannot be told from o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -78,19 +78,28 @@ class Logged:
 class Verifier:
     """Checks conversations of one database against the models in one directory, each loaded once."""
 
-    def __init__(self, db: Engine, directory: Path, tolerance: float = TOLERANCE) -> None:
+    def __init__(
+        self,
+        db: Engine,
+        directory: Path,
+        tolerance: float = TOLERANCE,
+        find: Callable[[str], ModelBundle | None] | None = None,
+    ) -> None:
+        """find: gives a model by its fingerprint, where others have loaded it already."""
         self._db = db
         self._directory = directory
         self._tolerance = tolerance
+        self._find = find
         self._bundles: dict[str, ModelBundle | None] = {}
         self._in_8_bits: dict[str, ModelBundle] = {}
 
     def verify(self, conversation: str) -> list[Finding]:
         """A finding for each reply, in order. Raises `UnknownConversation` and `StoreUnavailable`."""
-        logged = self._logged(conversation)
-        return [self._check(logged, reply) for reply in logged if reply.role == "agent"]
+        logged = self.logged(conversation)
+        return [self.check(logged, reply) for reply in logged if reply.role == "agent"]
 
-    def _logged(self, conversation: str) -> list[Logged]:
+    def logged(self, conversation: str) -> list[Logged]:
+        """Its messages, in order. Raises as `verify` does."""
         messages = (
             select(
                 Message.seq,
@@ -104,6 +113,7 @@ class Verifier:
                 Generation.token_ids,
                 Generation.logprobs,
                 Generation.finish_reason,
+                Generation.withheld,
             )
             .outerjoin(Generation, Generation.message_id == Message.id)
             .where(Message.conversation_id == conversation)
@@ -119,12 +129,15 @@ class Verifier:
         ]
 
     def _bundle(self, fingerprint: str) -> ModelBundle | None:
+        if self._find is not None:
+            return self._find(fingerprint)
         if fingerprint not in self._bundles:
             path = models.by_fingerprint(self._directory, fingerprint)
             self._bundles[fingerprint] = None if path is None else model_directory.load(path)
         return self._bundles[fingerprint]
 
-    def _check(self, logged: Sequence[Logged], reply: Logged) -> Finding:
+    def check(self, logged: Sequence[Logged], reply: Logged) -> Finding:
+        """One reply of a conversation's messages."""
         made = reply.made
         if made is None:
             return Finding(reply.seq, reply.id, None, "cannot", "no model made it")
@@ -143,10 +156,11 @@ class Verifier:
             return found("cannot", f"its model is not in {self._directory}")
         if _changed(bundle, reply):
             return found("cannot", "its text is not what was logged with it: it was masked or changed since")
-        turns, changed = self._read_before(logged, reply)
-        if not turns:
+        before = read_before(logged, reply)
+        if not before:
             return found("cannot", "the turn it answers is gone")
-        if changed:
+        turns = [(message.role, message.text) for message in before]
+        if any(self._was_changed(message) for message in before):
             return found("cannot", "an earlier reply was masked or changed since")
         try:
             options = DecodingOptions.checked({**made.options, "seed": made.seed})
@@ -189,28 +203,29 @@ class Verifier:
             self._in_8_bits[bundle.fingerprint] = served(bundle, "int8")
         return self._in_8_bits[bundle.fingerprint]
 
-    def _read_before(
-        self, logged: Sequence[Logged], reply: Logged
-    ) -> tuple[tuple[tuple[Role, str], ...], bool]:
-        """What the model read to make `reply`, as the conversation stood then, and whether some of it is
-        known to have changed since.
-        """
-        before = [message for message in logged if message.seq < reply.seq]
-        latest = {message.answers: message for message in before if message.role == "agent"}
-        turns: list[tuple[Role, str]] = []
-        changed = False
-        for message in before:
-            if message.role != "user":
-                continue
-            turns.append(("user", message.text))
-            if message.id == reply.answers:
-                return tuple(turns), changed
-            answer = latest.get(message.id)
-            if answer is not None and answer.text.strip():
-                turns.append(("agent", answer.text))
-                known = self._bundle(answer.made.model) if answer.made is not None else None
-                changed |= known is not None and _changed(known, answer)
-        return (), changed
+    def _was_changed(self, message: Logged) -> bool:
+        """Whether a message is known to read otherwise than when it was said."""
+        bundle = self._bundle(message.made.model) if message.made is not None else None
+        return bundle is not None and _changed(bundle, message)
+
+
+def read_before(logged: Sequence[Logged], reply: Logged) -> list[Logged]:
+    """What a model read to make `reply`, as the conversation stood then; nothing where the turn it answers is
+    gone.
+    """
+    before = [message for message in logged if message.seq < reply.seq]
+    latest = {message.answers: message.id for message in before if message.role == "agent"}
+    place = {message.id: message.seq for message in before if message.role == "user"}
+    read = [
+        message
+        for message in before
+        if message.role == "user"
+        or (message.text.strip() and (message.answers is None or latest[message.answers] == message.id))
+    ]
+    # As in `Store.history`: a reply stands behind its own turn, what an operator said in its place.
+    read.sort(key=lambda message: (place.get(message.answers or "", message.seq), message.seq))
+    answered = [number for number, message in enumerate(read, 1) if message.id == reply.answers]
+    return read[: answered[0]] if answered else []
 
 
 def make(bundle: ModelBundle, turns: Sequence[tuple[Role, str]], options: DecodingOptions) -> Reply | None:
@@ -249,4 +264,5 @@ def _changed(bundle: ModelBundle, reply: Logged) -> bool:
     """Whether a reply's text is other than what its tokens say."""
     if any(token >= bundle.config.vocab_size for token in reply.made.token_ids):
         return False  # that is another fault, and is said by its own name
-    return reply.text != storable(bundle.tokenizer.decode(reply.made.token_ids))
+    said = reply.text if reply.made.withheld is None else reply.made.withheld
+    return said != storable(bundle.tokenizer.decode(reply.made.token_ids))

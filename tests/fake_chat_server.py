@@ -56,6 +56,8 @@ class Talk:
     messages: list[Frame] = field(default_factory=list)
     client_ids: dict[str, Frame] = field(default_factory=dict)
     reply: Reply | None = None
+    owner: str = "bot"
+    waiting: bool = False
     sockets: set[ServerConnection] = field(default_factory=set)
 
     def append(self, role: str, text: str, **extra: Any) -> Frame:
@@ -139,6 +141,24 @@ class FakeChat:
 
     def finish(self, reason: str = "stop", **extra: Any) -> None:
         self.act(lambda: self._finish(self.talk, reason, extra))
+
+    def hand_over(self, owner: str) -> None:
+        """Somebody else answers `talk`; a reply under way is dropped."""
+
+        async def change() -> None:
+            self.talk.owner, self.talk.waiting, self.talk.reply = owner, False, None
+            self.replying.clear()
+            await self._tell(self.talk, self._owner(self.talk))
+
+        self.act(change)
+
+    def answer_last(self) -> None:
+        """The bot answers the last turn of `talk`."""
+        self.act(lambda: self._reply(self.talk, Reply(uuid.uuid4().hex, self.talk.messages[-1]["message"])))
+
+    def intervene(self, text: str) -> None:
+        """An operator speaks in `talk`."""
+        self.act(lambda: self._tell(self.talk, self.talk.append("agent", text, author="operator")))
 
     def tell(self, frame: Frame) -> None:
         """Sends ``frame`` to every socket of `talk`."""
@@ -253,6 +273,8 @@ class FakeChat:
             "model": FINGERPRINT,
             "seq": len(talk.messages),
             "messages": talk.messages[last_seq:],
+            "owner": talk.owner,
+            **({"waiting": True} if talk.waiting else {}),
             "replying": None if reply is None else {"reply": reply.id, "text": reply.text},
             "defaults": self.defaults,
             "limits": self.limits,
@@ -269,6 +291,9 @@ class FakeChat:
             await self._reply(talk, Reply(uuid.uuid4().hex, old["answers"], replaces=old["message"]))
         elif kind == "rate":
             await _send(socket, {"type": "rated", "message": frame["message"], "rating": frame["rating"]})
+        elif kind == "human":
+            talk.waiting = talk.owner == "bot"
+            await self._tell(talk, self._owner(talk))
         elif kind == "ping":
             await _send(socket, {"type": "pong"})
 
@@ -290,8 +315,12 @@ class FakeChat:
             accepted = {"type": "accepted", "id": frame["id"], "message": turn["message"], "seq": turn["seq"]}
             await self._tell_one(socket, accepted)
             await self._tell(talk, turn, but=socket)
-        if known is None:
+        if known is None and talk.owner == "bot":
             await self._reply(talk, Reply(uuid.uuid4().hex, turn["message"]))
+
+    def _owner(self, talk: Talk) -> Frame:
+        waiting = {"waiting": True} if talk.waiting else {}
+        return {"type": "owner", "owner": talk.owner, **waiting}
 
     async def _reply(self, talk: Talk, reply: Reply) -> None:
         talk.reply = reply

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,9 +15,18 @@ from chatbot.tokenizer import Tokenizer
 from tests.small import SMALL
 
 
-def seal_tiny(path: Path, tokenizer: Tokenizer, seed: int, **defaults: object) -> str:
+def seal_tiny(
+    path: Path, tokenizer: Tokenizer, seed: int, metrics: Mapping[str, Any] | None = None, **defaults: object
+) -> str:
     """An untrained model made from `seed`, sealed at `path`; its fingerprint."""
     torch.manual_seed(seed)
     model = Seq2Seq(SMALL.model_copy(update={"vocab_size": tokenizer.vocab_size})).eval()
     options = DecodingOptions.checked({"max_tokens": 12, **defaults})
-    return seal(path, model=model, tokenizer=tokenizer, defaults=options, metrics={}, card=f"# Tiny {seed}\n")
+    return seal(
+        path,
+        model=model,
+        tokenizer=tokenizer,
+        defaults=options,
+        metrics=metrics or {},
+        card=f"# Tiny {seed}\n",
+    )

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -437,6 +438,30 @@ def test_after_a_switch_replies_under_way_end_where_they_began() -> None:
 
     run(test)
     assert [r.id for r in old.requests] == ["a", "c"]
+
+
+def test_a_model_beside_answers_who_names_it_until_it_is_removed() -> None:
+    mine, other = ScriptedBatcher(lambda _: ["mine"]), ScriptedBatcher(lambda _: ["other"])
+    beside = replace(SPEAKER, fingerprint="tw-beside")
+
+    async def test() -> None:
+        async with running(lambda: mine, capacity=3) as engine:
+            engine.add(lambda: other, beside)
+            assert engine.speaker_of("tw-beside") is beside
+            named, plain = engine.reserve(model="tw-beside"), engine.reserve()
+            engine.remove("tw-beside")
+            late = engine.reserve(model="tw-beside")  # it is not there any more
+            assert [permit.speaker is beside for permit in (named, plain, late)] == [True, False, False]
+            replies = [
+                engine.generate(request(name), permit)
+                for name, permit in (("a", named), ("b", plain), ("c", late))
+            ]
+            assert [text_of(await collect(reply)) for reply in replies] == ["other", "mine", "mine"]
+            assert engine.speaker_of("tw-beside") is None
+            await until(lambda: named.station.worker is not None and not named.station.worker.alive)
+            await engine.check()
+
+    run(test)
 
 
 async def first_piece_then_a_step(gates: list[Gate], generation: Generation) -> None:

@@ -69,6 +69,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "options": option_sets,
     "defaults": option_sets,
     "superseded": st.just(True),
+    "waiting": st.just(True),
+    "author": st.just("operator"),
     "role": st.sampled_from(["user", "agent"]),
     "owner": st.sampled_from(["bot", "operator"]),
     "code": st.sampled_from(get_args(protocol.ErrorCode)),

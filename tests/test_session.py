@@ -38,6 +38,7 @@ from server.session import (
     Session,
     Shut,
     Stop,
+    Summon,
     Unreadable,
 )
 
@@ -133,8 +134,8 @@ def test_requests_become_tasks() -> None:
     assert only(session.handle(Rate(message="m", rating="up", comment="good"))) == Judge("m", "up", "good")
 
 
-def test_nobody_takes_over_yet() -> None:
-    assert error_of(open_session().handle(Human())).code == "not_available"
+def test_a_visitor_asks_for_a_person() -> None:
+    assert only(open_session().handle(Human())) == Summon()
 
 
 def test_who_is_late_with_the_hello_is_shown_out() -> None:

@@ -627,6 +627,89 @@ def test_no_message_breaks_the_page(open_page: Callable[..., Page], text: str) -
     assert page.evaluate(wide) == [0, 0]
 
 
+# A person in the bot's place
+
+
+def attendance(page: Page) -> Locator:
+    return page.locator("#attendance")
+
+
+def test_a_visitor_asks_for_a_person(page: Page, chat: FakeChat) -> None:
+    say(page, "Hello")
+    shown(page, "Hello", "You said: Hello")
+    button = page.get_by_role("button", name="Ask for a person")
+    button.focus()
+    page.keyboard.press("Enter")
+    assert chat.wait_for("human", 1) == [{"type": "human"}]
+    expect(attendance(page)).to_contain_text("A person has been asked for")
+    expect(attendance(page)).to_have_attribute("role", "status")
+    expect(button).to_be_hidden()
+    expect(page.get_by_label("Your message")).to_be_focused()
+    page.reload()
+    expect(attendance(page)).to_contain_text("A person has been asked for")
+    say(page, "Meanwhile")
+    shown(page, "Hello", "You said: Hello", "Meanwhile", "You said: Meanwhile")
+
+
+def test_nobody_is_asked_for_without_a_connection(page: Page, chat: FakeChat) -> None:
+    chat.lose_connections(down=503)
+    expect(page.locator("#presence")).to_have_attribute("data-phase", "waiting")
+    expect(page.get_by_role("button", name="Ask for a person")).to_be_disabled()
+
+
+def test_a_person_takes_over_while_the_bot_speaks(page: Page, chat: FakeChat) -> None:
+    chat.held = True
+    say(page, "My card is lost")
+    chat.stream("Cards are")
+    expect(page.locator(".streaming .text")).to_have_text("Cards are")
+    say(page, "Hurry")
+    expect(waiting(page).locator(".status")).to_have_text("Waiting for the reply to end")
+    chat.hand_over("operator")
+    expect(attendance(page)).to_contain_text("A person has joined")
+    expect(page.locator("#presence-words")).to_have_text("A person is here")
+    expect(page.locator(".streaming")).to_be_hidden()
+    expect(page.get_by_role("button", name="Stop")).to_be_hidden()
+    expect(page.get_by_role("button", name="Ask for a person")).to_be_hidden()
+    shown(page, "My card is lost", "Hurry")  # what was written meanwhile is said now, and waits for no reply
+    say(page, "Are you there?")
+    shown(page, "My card is lost", "Hurry", "Are you there?")
+    chat.intervene("I have blocked it.")
+    shown(page, "My card is lost", "Hurry", "Are you there?", "I have blocked it.")
+
+
+def test_what_a_person_says_looks_and_sounds_different(page: Page, chat: FakeChat) -> None:
+    say(page, "Hello")
+    expect(replies(page)).to_have_count(1)
+    chat.hand_over("operator")
+    chat.intervene("<b>I</b> am here")
+    person = page.get_by_role("log").locator(".operator")
+    expect(person.locator(".text")).to_have_text("<b>I</b> am here")
+    expect(person).to_contain_text("A person said:")
+    expect(person.locator(".speaker")).to_be_visible()
+    expect(person.get_by_role("button")).to_have_count(0)  # nothing to rate, nothing to make again
+    expect(page.get_by_role("button", name="Another reply")).to_have_count(0)
+    page.reload()
+    expect(page.get_by_role("log").locator(".operator .text")).to_have_text("<b>I</b> am here")
+    expect(attendance(page)).to_contain_text("A person has joined")
+    expect(page.locator(".streaming")).to_be_hidden()
+
+
+def test_the_bot_is_back(page: Page, chat: FakeChat) -> None:
+    say(page, "Hello")
+    expect(replies(page)).to_have_count(1)
+    chat.hand_over("operator")
+    expect(attendance(page)).to_contain_text("A person has joined")
+    say(page, "Anybody?")
+    shown(page, "Hello", "You said: Hello", "Anybody?")
+    chat.hand_over("bot")
+    expect(attendance(page)).to_contain_text("The person has left")
+    expect(page.locator(".streaming .dots")).to_be_visible()  # the last turn is going to be answered
+    chat.answer_last()
+    shown(page, "Hello", "You said: Hello", "Anybody?", "You said: Anybody?")
+    expect(attendance(page)).to_have_text("")
+    expect(page.get_by_role("button", name="Ask for a person")).to_be_visible()
+
+
 # Settings, theme, keyboard, small screens
 
 
@@ -715,7 +798,7 @@ def test_a_reader_of_old_messages_is_left_there(page: Page, chat: FakeChat) -> N
     page.locator("#scroller").evaluate("(scroller) => { scroller.scrollTop = 0; }")
     jump = page.get_by_role("button", name="Latest message")
     expect(jump).to_be_visible()
-    chat.act(lambda: chat._tell(chat.talk, chat.talk.append("operator", "A word from me")))
+    chat.intervene("A word from me")
     expect(page.locator(".operator")).to_contain_text("A word from me")
     assert page.evaluate("() => scroller.scrollTop") == 0
     jump.click()

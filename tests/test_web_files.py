@@ -10,13 +10,14 @@ import pytest
 
 from server.http import WEB
 
-PAGE: Final = (WEB / "index.html").read_text()
+PAGES: Final = (WEB / "index.html", WEB / "sign_in.html")
+PAGE: Final = "".join(page.read_text() for page in PAGES)
 SCRIPTS: Final = sorted(WEB.glob("*.js"))
 STYLES: Final = sorted(WEB.glob("*.css"))
 
 
 def test_the_page_loads_nothing_from_elsewhere() -> None:
-    for file in (WEB / "index.html", *SCRIPTS, *STYLES):
+    for file in (*PAGES, *SCRIPTS, *STYLES):
         addresses = set(re.findall(r"(?:https?:)?//[\w.-]+\.\w+", file.read_text()))
         assert addresses <= {"http://www.w3.org"}, file.name  # a namespace, never fetched
 
@@ -29,9 +30,9 @@ def test_every_file_the_page_names_is_there() -> None:
 
 
 def test_no_file_lies_around_unused() -> None:
-    texts = "\n".join(file.read_text() for file in (WEB / "index.html", *SCRIPTS, *STYLES))
+    texts = "\n".join(file.read_text() for file in (*PAGES, *SCRIPTS, *STYLES))
     unused = {file.name for file in WEB.iterdir() if f"/{file.name}" not in texts}
-    assert unused == {"index.html"}
+    assert unused == {page.name for page in PAGES}
 
 
 def test_nothing_in_the_page_is_inline() -> None:

@@ -1,6 +1,7 @@
 /** Puts the page together: the chat, its views, the address, the keyboard. */
 
 import { notice } from "./announce.js";
+import { Attendance } from "./attendance.js";
 import { Banner } from "./banner.js";
 import { Chat } from "./chat.js";
 import { Composer } from "./composer.js";
@@ -50,10 +51,12 @@ const transcript = new TranscriptView(chat, {
 const composer = new Composer(chat, () => transcript.follow());
 const sidebar = new Sidebar(chat);
 const banner = new Banner(chat);
+const attendance = new Attendance(chat, () => composer.focusUnlessTouch());
 const panel = new SettingsPanel(settings);
 
 function render() {
   banner.render();
+  attendance.render();
   transcript.render();
   composer.render();
   sidebar.render();

@@ -185,6 +185,11 @@ export class Chat {
     return last?.role === "user" && last.client_id ? { id: last.client_id, text: last.text } : null;
   }
 
+  /** Asks for a person to answer; how it stands comes back as `owner`. */
+  askForPerson() {
+    return this.#connection.send({ type: "human" });
+  }
+
   /** Rates a reply; kept and said again after a reconnect until the server has it. */
   rate(message, rating, comment) {
     const frame = { type: "rate", message, rating };
@@ -338,9 +343,10 @@ export class Chat {
   }
 
   #owner(frame) {
-    this.conversation.owner = frame.owner;
-    if (frame.owner === "operator") this.conversation.endReply();
+    this.conversation.owned(frame);
+    if (frame.owner === "operator") this.#stopWanted = false;
     this.#changed();
+    this.#afterChange();
   }
 
   #error(frame) {

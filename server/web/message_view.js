@@ -2,6 +2,7 @@
 
 import { announce, notice } from "./announce.js";
 import { element, icon, setAttribute, setHidden, setText, speech, unseen } from "./dom.js";
+import { speakerOf } from "./store.js";
 import { finishWords } from "./words.js";
 
 const SPEAKERS = { user: "You said:", operator: "A person said:" };
@@ -31,14 +32,15 @@ export class ReplyView {
   constructor(message, actions) {
     this.#message = message;
     this.#actions = actions;
+    const person = speakerOf(message) === "operator";
     this.node = element(
       "article",
-      { class: message.role === "operator" ? "message operator" : "message bot" },
-      unseen(SPEAKERS[message.role] ?? "Turnwise said:"),
-      message.role === "operator" ? element("p", { class: "speaker", "aria-hidden": "true" }, "A person") : null,
+      { class: person ? "message operator" : "message bot" },
+      unseen(person ? SPEAKERS.operator : "Turnwise said:"),
+      person ? element("p", { class: "speaker", "aria-hidden": "true" }, "A person") : null,
       message.text === "" ? element("p", { class: "empty" }, "(no words)") : speech(message.text),
     );
-    if (message.role === "operator") return;
+    if (person) return;
     const remark = REMARKS[message.finish_reason];
     if (remark) this.node.append(element("p", { class: "remark" }, remark));
     this.node.append(this.#footer());

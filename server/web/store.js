@@ -4,11 +4,17 @@
  * Committed messages are keyed by `seq`, so a frame that comes twice changes nothing, and a frame
  * that skips one is noticed (`gap`). Streamed text is provisional: the final message replaces it.
  *
- * message: {seq, message, role, text, reply, finish_reason, model, seed, alternatives, rating,
+ * message: {seq, message, role, author, text, reply, finish_reason, model, seed, alternatives, rating,
  *           comment, client_id, replaces, at}
  */
 
 import { countCharacters, firstCharacters } from "./protocol.js";
+
+/** Who said a message: "user", "bot" or "operator". */
+export function speakerOf({ role, author }) {
+  if (role === "user") return "user";
+  return author === "operator" ? "operator" : "bot";
+}
 
 export class Conversation {
   #bySeq = new Map();
@@ -18,6 +24,8 @@ export class Conversation {
   id = null;
   model = null;
   owner = "bot";
+  /** A person has been asked for, and none has come yet. */
+  waiting = false;
   /** {id, text, length} of the reply being streamed, once a frame has named it. */
   streaming = null;
   /** A user turn is committed and its reply has neither come nor failed. */
@@ -79,7 +87,7 @@ export class Conversation {
 
   get lastReply() {
     const last = this.standing.at(-1);
-    return last && last.role !== "user" && last.role !== "operator" ? last : null;
+    return last && speakerOf(last) === "bot" ? last : null;
   }
 
   /** The connection's snapshot: what happened after the seq we greeted with, and what runs now. */
@@ -87,6 +95,7 @@ export class Conversation {
     this.id = frame.conversation;
     this.model = frame.model ?? null;
     this.owner = frame.owner ?? "bot";
+    this.waiting = frame.waiting === true;
     for (const message of frame.messages ?? []) this.#insert(message);
     const last = this.standing.at(-1);
     if (frame.replying) {
@@ -113,6 +122,19 @@ export class Conversation {
     if (!answered && this.owner === "bot") this.expect();
   }
 
+  /** Somebody else answers from now on. A person ends the bot's reply; the bot answers a last turn that nobody did. */
+  owned(frame) {
+    const before = this.owner;
+    this.owner = frame.owner;
+    this.waiting = frame.waiting === true;
+    if (this.owner === "operator") {
+      this.endReply();
+      this.failure = null;
+    } else if (before === "operator" && this.standing.at(-1)?.role === "user") {
+      this.expect();
+    }
+  }
+
   /** From now on a reply is under way. */
   expect() {
     this.awaiting = true;
@@ -124,6 +146,7 @@ export class Conversation {
    * so are those of a reply that is already whole.
    */
   delta(frame) {
+    if (this.owner === "operator") return false;
     if (this.streaming === null) {
       if (this.messages.some((message) => message.reply === frame.reply)) return false;
       this.streaming = { id: frame.reply, text: frame.text, length: countCharacters(frame.text) };
