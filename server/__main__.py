@@ -1,4 +1,4 @@
-"""The server's command line: `python -m server serve | db | key | models | verify`.
+"""The server's command line: `python -m server serve | db | key | operator | models | verify | …`.
 
 A command is a function that adds its parser and sets `run`, which takes the parsed arguments and returns the
 exit status. What a command needs is imported when it runs, so that `--help` and `db upgrade` load no model.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 from server import settings
@@ -40,8 +41,11 @@ def build_parser() -> ArgumentParser:
     add_serve(commands)
     add_db(commands)
     add_key(commands)
+    add_operator(commands)
     add_models(commands)
     add_verify(commands)
+    add_export(commands)
+    add_erase(commands)
     return parser
 
 
@@ -106,6 +110,45 @@ def run_key(arguments: Namespace) -> int:
     return action[arguments.action](arguments)
 
 
+def add_operator(commands: Commands) -> None:
+    parser = commands.add_parser("operator", help="let people into the operators' console, and keep them out")
+    actions = parser.add_subparsers(required=True, metavar="action")
+    asked = "the password is asked for, or read from the first line of standard input"
+    for name, text in (
+        ("add", f"make an account; {asked}"),
+        ("list", "the operators' names, their roles, when they were last seen, and who is disabled"),
+        ("disable", "keep an operator out; all their sessions end at once"),
+        ("enable", "let an operator in again who was disabled"),
+        ("password", f"give an operator a new password; all their sessions end; {asked}"),
+    ):
+        action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {_VARIABLES}")
+        settings.add_arguments(action, ["database_url"])
+        action.add_argument("--json", action="store_true", help="print JSON")
+        action.set_defaults(run=run_operator, action=name)
+        if name != "list":
+            action.add_argument("name", metavar="NAME", help="what the operator signs in with")
+        if name == "add":
+            action.add_argument(
+                "--role",
+                choices=["reviewer", "admin"],
+                default="reviewer",
+                help="an admin may also decide what goes live, and who is an operator (default: reviewer)",
+            )
+
+
+def run_operator(arguments: Namespace) -> int:
+    from server import operators_command
+
+    action = {
+        "add": operators_command.add,
+        "list": operators_command.list_operators,
+        "disable": operators_command.disable,
+        "enable": operators_command.enable,
+        "password": operators_command.password,
+    }
+    return action[arguments.action](arguments)
+
+
 def add_models(commands: Commands) -> None:
     parser = commands.add_parser("models", help="see which model is in use, and change it")
     actions = parser.add_subparsers(required=True, metavar="action")
@@ -159,6 +202,76 @@ def run_verify(arguments: Namespace) -> int:
     from server import models_command
 
     return models_command.verify(arguments)
+
+
+_FILTERS = {
+    "state": "open (not closed), waiting for a person, taken over by one, closed, or all (default: all)",
+    "reviewed": "true or false: whether a reviewer was done with it",
+    "rating": "up or down: what the visitor thinks of a reply in it",
+    "confidence_below": "0 to 1: the lowest confidence of its replies is below it",
+    "model": "fingerprint of the model that made its newest reply",
+    "label": "a reason that a reviewer gave for a reply in it",
+    "verdict": "good or bad: what a reviewer says of a reply in it",
+    "cluster": "number of its topic on the newest map of topics",
+    "from": "newest message at this time or after it, such as 2025-01-31T09:00:00Z",
+    "to": "newest message before this time",
+    "q": "words that are all in one of its messages",
+}
+
+
+def add_export(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write conversations to a file",
+        description="Write the conversations for which all filters hold to a file; without a filter, all. "
+        f"E-mail addresses, numbers and names of the team's list are masked. {_VARIABLES}",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="packed if its name ends in .gz"
+    )
+    parser.add_argument(
+        "--format",
+        choices=["jsonl", "reviewed", "csv"],
+        default="jsonl",
+        help="jsonl: transcripts; reviewed: transcripts for `python -m training retrain --reviewed`, of "
+        "conversations in which a reviewer or an operator said something; csv: a row a message "
+        "(default: jsonl)",
+    )
+    parser.add_argument("--unmasked", action="store_true", help="with all personal data")
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    settings.add_arguments(parser, ["database_url"])
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    for name, text in _FILTERS.items():
+        parser.add_argument(settings.flag(name), dest=f"filter_{name}", metavar="VALUE", help=text)
+    parser.set_defaults(run=run_export)
+
+
+def run_export(arguments: Namespace) -> int:
+    from server import data_command
+
+    return data_command.export(arguments)
+
+
+def add_erase(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "erase",
+        help="erase a visitor, everywhere",
+        description="Erase a visitor with everything they said and everything that was said of it; nothing "
+        f"brings it back. The server may be running. {_VARIABLES}",
+    )
+    parser.add_argument("visitor", metavar="VISITOR", help="the visitor's id")
+    parser.add_argument(
+        "--conversation", action="store_true", help="the id is that of one of their conversations"
+    )
+    settings.add_arguments(parser, ["database_url"])
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run_erase)
+
+
+def run_erase(arguments: Namespace) -> int:
+    from server import data_command
+
+    return data_command.erase(arguments)
 
 
 if __name__ == "__main__":

@@ -28,9 +28,13 @@ from chatbot.batcher import Batcher
 from chatbot.model_directory import ModelBundle, ModelDirectoryError
 from chatbot.options import DecodingOptions
 from chatbot.served import obstacle, precision_of, served
-from server import database, http, logs, metrics, openai_api
+from server import database, elsewhere, http, logs, metrics, openai_api
 from server.chat_socket import ChatSocket, Doorway, Manners, Receive, Scope, SendAsgi, reject
-from server.conversations import Bounds, Conversations
+from server.console import api
+from server.console.accounts import Accounts
+from server.console.context import Console
+from server.console.job_runner import JobRunner
+from server.conversations import Abstention, Bounds, Conversations
 from server.engine import PROBES, Engine, Steps
 from server.hot_swap import HotSwap
 from server.keys import Keys
@@ -41,6 +45,7 @@ from server.offload import Offload
 from server.openai_api import OpenAiApi
 from server.openai_request import MAX_CHOICES, Limits
 from server.protocol import MAX_FRAME
+from server.rollouts import Rollouts
 from server.session import Rules
 from server.settings import Settings
 from server.speaker import speaker_of
@@ -87,18 +92,30 @@ class Application:
             on_end=self._metrics.reply_ended,
             on_refusal=self._metrics.reply_refused,
         )
-        self._chat = ChatSocket(
-            Conversations(
-                Ledger(store, self._offload, settings.max_messages),
-                self._engine,
-                Bounds(
-                    settings.max_text,
-                    settings.sockets_per_conversation,
-                    settings.replies_per_visitor,
-                    settings.connections_per_address,
-                    settings.visitors_per_address,
-                ),
+        self._rollouts = Rollouts(
+            db,
+            self._writer,
+            self._engine,
+            settings.models or model_directory.SHIPPED,
+            settings.rows,
+            lambda path: load(path, settings),
+            lambda found: batcher_of(found, settings),
+        )
+        conversations = Conversations(
+            Ledger(store, self._offload, settings.max_messages),
+            self._engine,
+            Bounds(
+                settings.max_text,
+                settings.sockets_per_conversation,
+                settings.replies_per_visitor,
+                settings.connections_per_address,
+                settings.visitors_per_address,
             ),
+            Abstention(settings.abstain_below, settings.abstain_words),
+            self._rollouts,
+        )
+        self._chat = ChatSocket(
+            conversations,
             Rules(self._options, settings.max_text),
             Doorway(
                 frozenset(settings.allowed_origins),
@@ -121,9 +138,20 @@ class Application:
         backend = http.Backend(store, self._offload, self._engine, lambda: self.stopping)
         self._metrics.show(self._engine, self._writer, settings.rows, lambda: len(self._chat))
         routers = self._routers(settings, Keys(db, writer=self._writer))
-        self._http = RequestLimit(
-            http.build(backend, self._lifespan, routers=routers), settings.requests_per_address
+        self._jobs = JobRunner(db, settings)
+        self._console = Console(
+            db,
+            settings,
+            self._engine,
+            conversations,
+            Accounts(db),
+            look_for_model=self.look_for_model,
+            wake_jobs=self._jobs.wake,
         )
+        app = http.build(
+            backend, self._lifespan, routers=routers, extend=lambda app: api.add(app, self._console)
+        )
+        self._http = RequestLimit(app, settings.requests_per_address)
 
     async def __call__(self, scope: Scope, receive: Receive, send: SendAsgi) -> None:
         if scope["type"] != "websocket":
@@ -139,15 +167,20 @@ class Application:
         choices = min(MAX_CHOICES, settings.replies_per_key, self._engine.capacity)
         limits = Limits(settings.max_messages, settings.max_text, choices)
         terms = openai_api.Terms(limits, settings.replies_per_key)
-        api = OpenAiApi(self._engine, keys, self._offload, self._metrics, terms, lambda: self.stopping)
+        programs = OpenAiApi(self._engine, keys, self._offload, self._metrics, terms, lambda: self.stopping)
         if settings.metrics == "off":
-            return [openai_api.router(api)]
-        admit = api.admits if settings.metrics == "key" else None
-        return [openai_api.router(api), metrics.router(self._metrics, admit)]
+            return [openai_api.router(programs)]
+        admit = programs.admits if settings.metrics == "key" else None
+        return [openai_api.router(programs), metrics.router(self._metrics, admit)]
 
     def _options(self, overrides: dict[str, Any]) -> DecodingOptions:
         """As the model that is in use now takes them."""
         return self._engine.speaker.options(overrides)
+
+    async def _look_elsewhere(self) -> None:
+        """An SQLite database has one server."""
+        if self._console.db.dialect.name == "postgresql":
+            await elsewhere.follow(self._console.conversations)
 
     def look_for_model(self) -> None:
         """Look at once whether another model is to be used."""
@@ -156,23 +189,32 @@ class Application:
     async def drain(self) -> None:
         """Take nothing new, finish what is under way, say goodbye."""
         self.stopping = True
+        self._console.live.close()
         await self._chat.drain(self._drain_seconds)
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         self._writer.start()
         self._engine.start()
+        self._jobs.start()
         try:
             await self._engine.check(WARM_UP)
             following = asyncio.create_task(self._hot_swap.follow(self._began_with), name="hot swap")
             sampling = asyncio.create_task(self._metrics.watch_loop(time.monotonic), name="loop lag")
+            rolling = asyncio.create_task(self._rollouts.follow(), name="rollouts")
+            looking = asyncio.create_task(self._look_elsewhere(), name="elsewhere")
             try:
                 yield
             finally:
+                looking.cancel()
                 following.cancel()
                 sampling.cancel()
+                rolling.cancel()
         finally:
+            await self._rollouts.close()
             await self._engine.stop()
+            await asyncio.to_thread(self._jobs.stop)
+            self._console.close()
             self._offload.close()
             self._writer.close()
 

@@ -65,6 +65,7 @@ CODES: Final = {
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
+    409: "conflict",
     426: "upgrade_required",
     503: "unavailable",
 }
@@ -168,8 +169,13 @@ def build(
     lifespan: Lifespan | None = None,
     web: Path = WEB,
     routers: Sequence[APIRouter] = (),
+    extend: Callable[[FastAPI], None] = lambda _: None,
 ) -> ASGIApp:
-    """The HTTP application. `web` holds the pages, `routers` the routes that other modules bring along."""
+    """The HTTP application.
+
+    web: holds the pages. routers: the routes that other modules bring along. extend: adds what needs the
+    application itself.
+    """
     app = FastAPI(
         title="Turnwise",
         version=version(),
@@ -184,6 +190,7 @@ def build(
     _add_conversations(app, backend)
     for router in routers:
         app.include_router(router)
+    extend(app)
     _add_pages(app, web)
     return with_headers(app)
 

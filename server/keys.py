@@ -20,11 +20,11 @@ from sqlalchemy import Connection, Engine, bindparam, insert, or_, select, updat
 
 from server import logs
 from server.database import reading, writing
+from server.desk import new_id
 from server.records import storable
 from server.store_errors import StoreError, StoreUnavailable
 from server.tables import ApiKey
 from server.writer import Writer
-from server.writes import new_id
 
 log = logging.getLogger(__name__)
 

@@ -72,6 +72,11 @@ class Pace:
         self._tokens -= 1
         return 0.0
 
+    def give_back(self) -> None:
+        """What `ask` used up was not used after all."""
+        self._refill()
+        self._tokens = min(self._burst, self._tokens + 1)
+
     @property
     def full(self) -> bool:
         """Whether nothing was used of late: a new one would be the same."""
@@ -102,6 +107,11 @@ class Rates:
             self._sweep()
             pace = self._paces[key] = Pace(self._rate, self._burst, self._clock)
         return pace.ask()
+
+    def give_back(self, key: str) -> None:
+        """As `Pace.give_back`, for this key."""
+        if (pace := self._paces.get(key)) is not None:
+            pace.give_back()
 
     def _sweep(self) -> None:
         """At twice as many as were left the last time, so that each key costs little, once."""

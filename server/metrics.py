@@ -26,10 +26,10 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from chatbot.replies import Failed, Finished
+from server.desk import NewUserTurn
 from server.engine import Engine, Timing
 from server.records import StoredTurn
 from server.writer import Writer
-from server.writes import NewUserTurn
 
 LAG_EVERY: Final = 0.1
 """Seconds between two looks at the event loop's lag."""

@@ -70,11 +70,15 @@ def entries(models: Path) -> list[Entry]:
     in_use = _in_use(models)
     if _is_model(models):
         return [_entry(models, in_use=True, promoted_at=None)]
-    promoted = {event["model"]: str(event["at"]) for event in _events(models)}
+    when = promoted(models)
     return [
-        _entry(path, in_use=path.name == in_use, promoted_at=promoted.get(path.name))
-        for path in sealed(models)
+        _entry(path, in_use=path.name == in_use, promoted_at=when.get(path.name)) for path in sealed(models)
     ]
+
+
+def promoted(models: Path) -> dict[str, str]:
+    """When each model was last put in use, by name. Raises `ModelDirectoryError`."""
+    return {event["model"]: str(event["at"]) for event in _events(models)}
 
 
 def sealed(models: Path) -> list[Path]:
@@ -115,6 +119,34 @@ def promote(
         if path is None:
             raise ModelDirectoryError(models, f"there is no model {wanted!r} in it")
         return _switch(models, path, "promote", rows, clock)
+
+
+def take_in(models: Path, source: Path, *, rows: int = 64) -> str:
+    """Copy a model into the directory, tried before it gets its name there, which is returned. The same model
+    under the same name may be there already.
+
+    Raises `ModelDirectoryError`.
+    """
+    with _locked(models):
+        target = models / source.name
+        if _hashes(target) is None or _hashes(target) != _hashes(source):
+            _taken_in(models, source.resolve(), rows)
+        return source.name
+
+
+def _hashes(path: Path) -> bytes | None:
+    try:
+        return (path / SUMS).read_bytes()
+    except OSError:
+        return None
+
+
+def previous(models: Path) -> str | None:
+    """The name of the model that `rollback` would put in use, or None. Raises `ModelDirectoryError`."""
+    if _is_model(models):
+        return None
+    line = _line(models)
+    return line[-2] if len(line) > 1 else None
 
 
 def rollback(

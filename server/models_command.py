@@ -13,7 +13,9 @@ from pathlib import Path
 from chatbot import model_directory
 from chatbot.model_directory import ModelDirectoryError
 from server import database, models, settings
+from server.console import audit
 from server.models import Change, Entry
+from server.store_errors import StoreError
 from server.verify import Finding, Verifier
 
 
@@ -29,17 +31,38 @@ def list_models(arguments: Namespace) -> int:
 
 
 def promote(arguments: Namespace) -> int:
-    rows = settings.load(arguments).rows
-    return _with_models(
-        arguments, lambda directory: _report(arguments, models.promote(directory, arguments.model, rows=rows))
-    )
+    def work(directory: Path) -> None:
+        told = settings.load(arguments)
+        change = models.promote(directory, arguments.model, rows=told.rows)
+        _note(told, "model.promote", change)
+        _report(arguments, change)
+
+    return _with_models(arguments, work)
 
 
 def rollback(arguments: Namespace) -> int:
-    rows = settings.load(arguments).rows
-    return _with_models(
-        arguments, lambda directory: _report(arguments, models.rollback(directory, rows=rows))
-    )
+    def work(directory: Path) -> None:
+        told = settings.load(arguments)
+        change = models.rollback(directory, rows=told.rows)
+        _note(told, "model.rollback", change)
+        _report(arguments, change)
+
+    return _with_models(arguments, work)
+
+
+def _note(told: settings.Settings, action: str, change: Change) -> None:
+    """Put it into the audit log. It has been done, and the directory has a log of its own: a database that is
+    not there is only told of.
+    """
+    db = database.connect(told.database_url)
+    try:
+        database.require_newest(db)
+        with database.writing(db) as connection:
+            audit.note(connection, None, action, change.fingerprint, name=change.model, before=change.before)
+    except StoreError as error:
+        print(f"this is not in the audit log: {error}", file=sys.stderr)
+    finally:
+        db.dispose()
 
 
 def verify(arguments: Namespace) -> int:

@@ -34,6 +34,7 @@ def _split(value: object) -> object:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Files = Annotated[tuple[Path, ...], BeforeValidator(_split)]
 
 
 class Settings(BaseModel):
@@ -102,6 +103,18 @@ class Settings(BaseModel):
     sockets_per_conversation: int = Field(
         8, ge=1, le=1024, description="sockets that may follow one conversation; the oldest gives way"
     )
+    abstain_below: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="confidence under which the bot says that it is not sure and offers a person; 0: never",
+    )
+    abstain_words: str = Field(
+        "I am not sure about that. Would you like to talk to a person?",
+        min_length=1,
+        max_length=1000,
+        description="what it says then",
+    )
     replies_per_key: int = Field(
         8, ge=1, le=4096, description="replies that one API key may have in the making; more are told busy"
     )
@@ -137,6 +150,16 @@ class Settings(BaseModel):
     trusted_proxies: Names = Field(
         (), description="addresses or networks whose X-Forwarded-For and -Proto are believed; with commas"
     )
+    replay_files: Files = Field(
+        (), description="the data that the model was trained on, which retraining learns again; with commas"
+    )
+    dev_files: Files = Field(
+        (), description="transcripts by which retraining judges both models; with commas"
+    )
+    jobs_dir: Path = Field(
+        Path("jobs"), description="directory in which retraining works; it holds texts while it does"
+    )
+    job_threads: int = Field(0, ge=0, le=1024, description="threads of a retraining; 0 is half of the cores")
     metrics: Literal["open", "key", "off"] = Field(
         "open", description="who may read /metrics: anyone, programs with an API key, or nobody"
     )

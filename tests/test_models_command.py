@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine
 
 from chatbot.model_directory import ACTIVE, find_model
 from chatbot.tokenizer import Tokenizer
 from server.__main__ import main
+from server.console.audit import entries
 from tests.models import seal_tiny
 
 
 @pytest.fixture
-def models(tmp_path: Path, tiny_tokenizer: Tokenizer) -> Path:
-    """Two models, `one` in use."""
+def models(tmp_path: Path, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two models, `one` in use; nobody's database is in the working directory."""
+    monkeypatch.chdir(tmp_path)
     folder = tmp_path / "models"
     for seed, name in enumerate(("one", "two")):
         seal_tiny(folder / name, tiny_tokenizer, seed)
@@ -59,6 +62,23 @@ def test_a_model_is_promoted_by_name_and_by_fingerprint(
     assert change == {"model": "two", "fingerprint": listed[1]["fingerprint"], "before": "one"}
     assert find_model(models).name == "two"
     assert command(capsys, models, "list")[1]["promoted_at"] is not None
+
+
+def test_a_change_is_in_the_audit_log_of_the_database_that_is_there(
+    capsys: pytest.CaptureFixture[str], models: Path, engine: Engine, database_url: str
+) -> None:
+    two = command(capsys, models, "list")[1]["fingerprint"]
+    command(capsys, models, "promote", "two", "--database-url", database_url)
+    command(capsys, models, "rollback", "--database-url", database_url)
+    rollback, promote = entries(engine)
+    assert (promote.operator, promote.action, promote.subject) == (None, "model.promote", two)
+    assert promote.details == {"name": "two", "before": "one"}
+    assert (rollback.action, (rollback.details or {})["name"]) == ("model.rollback", "one")
+
+    nowhere = ["--database-url", "sqlite:///nowhere.db"]
+    assert main(["models", "promote", "two", "--models", str(models), *nowhere]) == 0
+    assert "not in the audit log" in capsys.readouterr().err
+    assert find_model(models).name == "two"
 
 
 def test_a_model_from_elsewhere_is_copied(
