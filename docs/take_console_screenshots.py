@@ -7,8 +7,8 @@
 Visitors chat with whatever model the server runs, then the operator reviews and takes over, all through the
 pages: what the pictures show has happened. Use a database that may be written into.
 
-    python -m tests.console_month sqlite:///month.db month       # a made-up month, for the pictures of figures
-    python -m server serve --database-url sqlite:///month.db --models month
+    python -m tests.console_month sqlite:///month.db month      # a made-up month, for figures
+    python -m server serve --database-url sqlite:///month.db --models month --replay-files F --dev-files F
     CONSOLE_PASSWORD="correct horse battery" python docs/take_console_screenshots.py --figures
 """
 
@@ -161,19 +161,20 @@ def photograph(page: Page, address: str, out: Path, device: str) -> None:
 
 
 def photograph_figures(page: Page, address: str, out: Path, device: str) -> None:
-    """The views of a month. The map of topics is made anew, which takes a minute."""
+    """The views of a month. If there is no map of topics yet, one is made, which takes a minute."""
     page.goto(f"{address}/operator/dashboard")
     page.locator(".tile").first.wait_for()
     both_themes(page, out / f"operator-dashboard-{device}")
     page.goto(f"{address}/operator/topics")
-    if page.locator(".topic-map, .soft").first.get_attribute("class") == "soft":
+    page.locator(".topic-map, .empty-page").first.wait_for()
+    if page.locator(".empty-page").is_visible():
         page.get_by_role("button", name="Make a new map").click()
     page.locator(".topic-map .point").first.wait_for(timeout=300_000)
     both_themes(page, out / f"operator-topics-{device}")
     for view, there in (("retraining", ".jobs li"), ("data", ".chips li"), ("settings", "td")):
         page.goto(f"{address}/operator/{view}")
         page.locator(there).first.wait_for()
-        page.locator("table" if view != "data" else ".section").first.wait_for()
+        page.locator("table").first.wait_for()
         both_themes(page, out / f"operator-{view}-{device}")
     page.goto(f"{address}/operator/retraining")
     page.locator(".jobs a").first.click()

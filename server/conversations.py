@@ -510,7 +510,10 @@ class Conversations:
             seed=reply.seed,
             token_ids=reply.token_ids,
             logprobs=reply.logprobs,
-            alternatives=[asdict(a) | {"text": storable(a.text)} for a in reply.alternatives],
+            # What is withheld is not shown as one of several either.
+            alternatives=[]
+            if text is not None
+            else [asdict(a) | {"text": storable(a.text)} for a in reply.alternatives],
             queued_ms=timing.queued_ms,
             first_token_ms=timing.first_token_ms,
             total_ms=timing.total_ms,

@@ -1,8 +1,9 @@
 """A month of a made-up help desk, for tests and pictures of the console's figures.
 
-    python -m tests.console_month sqlite:///turnwise.db models      # then: CONSOLE_PASSWORD="correct horse battery"
+    python -m tests.console_month sqlite:///turnwise.db models
 
-fills a database that is new with conversations, an operator Ada, a retraining and what it would change.
+fills a database that is new with conversations, operators, a retraining and what it would change.
+Ada is an admin, her password "correct horse battery".
 `models` becomes a directory of three models that are nearly the same, of which the gate has refused one.
 """
 
@@ -32,6 +33,7 @@ from server.tables import (
     Conversation,
     Feedback,
     Generation,
+    ImportBatch,
     Job,
     Label,
     MaskedName,
@@ -407,6 +409,13 @@ def main() -> None:
     add_job(db, ada.id, base, age=-90_000, result=done(31, names[2], passed=False))
     add_job(db, None, base, "failed", age=-500_000, result={"error": "the disk is full"})
     with writing(db) as connection:
+        uploaded: dict[str, Any] = {
+            "name": "branch-office.jsonl.gz",
+            "sha256": new_id(),
+            "operator_id": ada.id,
+        }
+        uploaded |= {"id": new_id(), "created_at": datetime.now(UTC), "conversations": 412}
+        connection.execute(insert(ImportBatch).values(uploaded))
         audit.note(connection, "Ada", "label.add", "Too long")
         audit.note(connection, "Ada", "job.queue", job, settings={"gate.adoption": 0.5})
         audit.note(connection, "Ben", "conversations.export", None, format="csv", masked=True, filters=[])

@@ -264,6 +264,7 @@ def wait_for(client: httpx.Client, job: str, wanted: Any) -> dict[str, Any]:
     raise AssertionError(f"it has not come about: {found}")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_servers_and_processes_lose_no_retraining(shop: Shop, url: str, tmp_path: Path) -> None:
     """The server is killed and the process goes on; then both are, and another process goes on from the last

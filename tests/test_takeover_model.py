@@ -445,15 +445,16 @@ class TakeoverMachine(RuleBasedStateMachine):
         self.world.do(speak())
         self.world.reach(server, far)
 
-    @rule(which=WHICH, who=WHO, spoken=st.booleans(), far=FAR)
-    def interrupt(self, which: int, who: str, spoken: bool, far: str) -> None:
-        """A takeover while the bot is about to speak, or speaks."""
+    @rule(which=WHICH, who=WHO, spoken=st.booleans(), elsewhere=st.booleans(), far=FAR)
+    def interrupt(self, which: int, who: str, spoken: bool, elsewhere: bool, far: str) -> None:
+        """A takeover while the bot is about to speak, or speaks, here or on the other server."""
         if found := self.somebody(which):
             server = found[0].server
             self.speak(which, False, "heard")
             if spoken:
                 self.model_speaks(server)
-            self.wish(server, OwnerWish(who, self.world.truth.version, True), far)
+            wish = OwnerWish(who, self.world.truth.version, True)
+            self.wish(1 - server if elsewhere else server, wish, far)
 
     @rule(server=WHERE, which=WHICH)
     def help_out(self, server: int, which: int) -> None:
@@ -612,6 +613,46 @@ def test_the_bot_is_silent_from_the_moment_of_a_takeover(database: Database) -> 
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         ),
     )
+
+
+def asking(database: Database) -> TakeoverMachine:
+    """A visitor on the first server has said something, and the bot is about to speak."""
+    machine = TakeoverMachine(database)
+    machine.somebody_comes(0)
+    machine.speak(0, False, "heard")
+    return machine
+
+
+def streamed(machine: TakeoverMachine) -> str:
+    heard = machine.visitors[0].ear.heard
+    return "".join(each.text for each in heard if isinstance(each, Delta))
+
+
+def test_nothing_is_streamed_between_a_commit_and_its_being_heard_of(database: Database) -> None:
+    machine = asking(database)
+    machine.model_speaks(0)
+    machine.wish(0, OwnerWish("ann", 0, True), "committed")  # and the model speaks once more
+    assert streamed(machine) == "word "
+    machine.teardown()
+    assert streamed(machine) == "word "
+
+
+def test_a_takeover_that_is_refused_holds_nothing_back(database: Database) -> None:
+    machine = asking(database)
+    machine.wish(0, OwnerWish("ann", 7, True), "committed")
+    assert streamed(machine) == ""
+    machine.commit_is_heard_of(server=0)
+    assert streamed(machine) == "word "
+    machine.teardown()
+    assert [row.role for row in machine.world.store.messages(machine.world.conversation)] == ["user", "agent"]
+
+
+def test_a_reply_is_dropped_that_was_made_while_another_server_took_over(database: Database) -> None:
+    machine = asking(database)
+    machine.wish(1, OwnerWish("ann", 0, True), "heard")
+    machine.model_is_done(server=0)
+    machine.teardown()
+    assert [row.role for row in machine.world.store.messages(machine.world.conversation)] == ["user"]
 
 
 def test_the_machine_finds_a_bot_that_goes_on_talking(database: Database) -> None:

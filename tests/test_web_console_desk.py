@@ -1,4 +1,4 @@
-"""The console's pages of figures, lists and forms, in a browser over the real server and a generated month."""
+"""The console's pages of figures, lists and forms, in a browser over the real server and a made-up month."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ VIEWS: Final = ("dashboard", "topics", "retraining", "data", "settings")
 
 @dataclass
 class Desk:
-    """The server with a month in it. ids: of operators. models: fingerprints by name. job: one that is done."""
+    """The server with a month in it. ids: of operators. models: fingerprints by name. job: a finished one."""
 
     live: LiveServer
     db: Engine
@@ -136,7 +136,9 @@ def sure(page: Page, yes: str) -> None:
 def test_the_dashboard_shows_what_the_api_says(opened: Open) -> None:
     page = opened("dashboard")
     expect(page.locator(".tile")).to_have_count(8)
-    days = page.evaluate("() => [29, 0].map((n) => new Date(Date.now() - n * 864e5).toISOString().slice(0, 10))")
+    days = page.evaluate(
+        "() => [29, 0].map((n) => new Date(Date.now() - n * 864e5).toISOString().slice(0, 10))"
+    )
     told = ask(page, f"/statistics?from={days[0]}&to={days[1]}")
     total = told["total"]
     assert total["conversations"] > 30
@@ -450,28 +452,24 @@ def test_pairs_are_judged_blind_by_keys(opened: Open, desk: Desk) -> None:
     page.get_by_label("Replies like").select_option(index=1)
     expect(changes).not_to_have_count(6)
     pair = page.locator(".pair")
-    for number, (key, tile) in enumerate([("1", None), ("2", None), ("0", "No difference")], 1):
-        first = pair.locator(".pair-reply .text").first.inner_text()
+    for number, key in enumerate("120", 1):
+        expect(pair.locator(".pair-reply")).to_have_count(2)
         page.keyboard.press(key)
         expect(judged(page)).to_have_text(str(number))
-        if tile:
-            expect(page.locator(".tile").filter(has_text=tile)).to_contain_text("1")
-        assert first
-    with reading(desk.db) as connection:
-        kept = list(connection.execute(select(Pair.swapped, Pair.preferred).where(Pair.preferred.is_not(None))))
-    assert len(kept) == 3
+    expect(page.locator(".tile").filter(has_text="No difference")).to_contain_text("1")
     for _ in range(3):
         before = int(judged(page).inner_text())
         pair.get_by_role("button", name="The first is better").click()
         expect(judged(page)).to_have_text(str(before + 1))
     expect(pair).to_have_text("All pairs are judged.")
     with reading(desk.db) as connection:
-        firsts = connection.execute(select(Pair.swapped, Pair.preferred).where(Pair.preferred != "neither"))
-        assert {(swapped, preferred) for swapped, preferred in firsts} <= {
-            (swapped, preferred) for swapped in (True, False) for preferred in ("base", "candidate")
-        }
+        chosen = list(
+            connection.execute(select(Pair.swapped, Pair.preferred).where(Pair.preferred != "neither"))
+        )
         ties = connection.scalar(select(func.count()).where(Pair.preferred == "neither"))
     assert ties == 1
+    firsts = [preferred == ("candidate" if swapped else "base") for swapped, preferred in chosen]
+    assert sorted(firsts) == [False, True, True, True, True]  # the second was chosen once, by its key
 
 
 def judged(page: Page) -> Locator:
@@ -498,7 +496,9 @@ def test_models_are_promoted_by_force_only_and_rolled_back(opened: Open, desk: D
     sure(page, "Roll back")
     expect(models.locator("tr").filter(has_text="base")).to_contain_text("answers")
     page.get_by_role("button", name="Promote better").click()
-    expect(page.get_by_role("alertdialog")).to_have_text(re.compile("Let better answer everybody from now on?"))
+    expect(page.get_by_role("alertdialog")).to_have_text(
+        re.compile("Let better answer everybody from now on?")
+    )
     sure(page, "Cancel")
     with reading(desk.db) as connection:
         promoted = connection.scalars(select(AuditEntry.details).where(AuditEntry.action == "model.promote"))
@@ -639,7 +639,8 @@ def test_axe_finds_nothing_serious(opened: Open, desk: Desk, theme: str, phone: 
 
 def test_a_phone_shows_everything_without_scrolling_sideways(opened: Open, desk: Desk) -> None:
     page = opened("dashboard", phone=True)
-    cut = "() => [...document.querySelectorAll('.rail-words')].filter((n) => n.scrollWidth > n.clientWidth).length"
+    cut = """() => [...document.querySelectorAll(".rail-words")]
+      .filter((node) => node.scrollWidth > node.clientWidth).length"""
     wide = """() => [document.documentElement, document.querySelector(".page")]
       .map((node) => node.scrollWidth - node.clientWidth)"""
     for scene in scenes(page, desk):
