@@ -65,6 +65,7 @@ def test_a_better_candidate_passes_and_every_check_has_a_reason() -> None:
         (suite(bleu=None), "star, BLEU"),
         (suite(loops=0.01), "star, loops"),
         (suite(dull=0.16), "star, most frequent reply"),
+        (suite(set_aside=0.26), "star, set aside"),
         (changed(suites={}), "star"),
         (changed(learned=Adoption(adopted=3, of=20)), "corrections learned, adopted of 20"),
         (changed(learned=None), "corrections learned, adopted of 20"),

@@ -214,7 +214,7 @@ class Dataset:
     train: list[Transcript]
     held_out: list[Transcript]
     suites: dict[Path, list[Transcript]]
-    set_aside: dict[Path, float]  # of each suite, the share of replies not asked for: they say what was corrected
+    set_aside: dict[Path, float]  # of each suite, the share of replies that say what was corrected
     corrections: list[Correction]
     good: list[Transcript]
     secrets: list[Secret]

@@ -35,6 +35,10 @@ class Limits(BaseModel):
     """Share of the replies to a suite that may be loops, or the base's where that is higher."""
     dull: Share = 0.05
     """How much the share of the most frequent reply to a suite may rise."""
+    set_aside: Share = 0.25
+    """Share of the replies of a suite that may not be asked for because they say what was corrected: who
+    corrects everything leaves nothing to judge by.
+    """
     exposure: Amount = 5.0
     """Bits: the mean exposure of the canaries. Chance alone gives about 1.4, 8 is the most there is."""
     leaks: Count = 0
@@ -57,6 +61,7 @@ class Suite(BaseModel):
     bleu: float | None = None
     dull: float | None = None  # share of the most frequent reply
     loops: float | None = None  # share of replies that say the same again and again
+    set_aside: float = 0.0  # share of its replies that are not asked for: they say what was corrected
 
 
 class Adoption(BaseModel):
@@ -136,11 +141,18 @@ def _suites(base: Figures, candidate: Figures, limits: Limits) -> Iterator[Reaso
             new.perplexity_word,
             old.perplexity_word * (1 + limits.perplexity),
         )
+        if new.set_aside:
+            yield _set_aside(name, new.set_aside, limits)
         if min(old.replies, new.replies) < limits.least_replies:
             text = f"{new.replies} replies are too few to compare ({limits.least_replies})"
             yield Reason(passed=True, check=f"{name}, replies", text=text)
             continue
         yield from _replies(name, old, new, limits)
+
+
+def _set_aside(name: str, share: float, limits: Limits) -> Reason:
+    text = f"{share:.1%} say what was corrected and are not asked for, at most {limits.set_aside:.1%}"
+    return Reason(passed=share <= limits.set_aside, check=f"{name}, set aside", text=text)
 
 
 def _replies(name: str, old: Suite, new: Suite, limits: Limits) -> Iterator[Reason]:
