@@ -133,8 +133,12 @@ class Chat(asyncio.Protocol):
     async def opened(cls, port: int, place: Place | None = None) -> Self:
         """A chat in a conversation, a new visitor's unless told otherwise. Raises `ChatFailed`."""
         _, chat = await asyncio.get_running_loop().create_connection(cls, "127.0.0.1", port)
-        await chat._upgrade(port)
-        ready = await chat._ask({"type": "hello", "token": None} if place is None else place.hello)
+        try:
+            await chat._upgrade(port)
+            ready = await chat._ask({"type": "hello", "token": None} if place is None else place.hello)
+        except BaseException:  # cancelled, too: nobody else could close it
+            chat.close()
+            raise
         chat.token, chat.conversation = ready["token"], ready["conversation"]
         return chat
 

@@ -650,6 +650,9 @@ def test_an_answer_from_before_the_takeover_does_not_undo_it(talk: Page, console
 
 @browser
 def test_who_comes_second_is_told_kindly(talk: Page, console: FakeConsole) -> None:
+    while not console.listening("talk"):
+        talk.wait_for_timeout(50)
+    talk.wait_for_timeout(500)  # what is fetched at the stream's opening is not to tell of Ben
     console.conversations["talk"].update(owner="operator", operator="Ben", owner_version=1)
     talk.get_by_role("button", name="Take over").click()
     expect(talk.locator(".notice")).to_contain_text("Ben was a moment faster")
