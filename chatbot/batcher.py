@@ -31,7 +31,7 @@ from chatbot.decoding import constrain, derived_seed, likeliest
 from chatbot.flight import Flight, Strand
 from chatbot.lines import Growing, Line, Lines, Trail, extend_lines
 from chatbot.options import DecodingOptions, OptionError
-from chatbot.readings import Reader, Readings, promised
+from chatbot.readings import Reader, Reading, Readings, Turns, promised
 from chatbot.repeats import EarlierReplies
 from chatbot.replies import (
     Alternative,
@@ -110,6 +110,7 @@ class Batcher:
         self._readings = Readings(kept)
         self._readers: dict[str, Reader] = {}
         self._flights: dict[str, Flight] = {}
+        self._ahead: dict[str, Turns] = {}
         self._cancelled: dict[str, None] = {}
 
     def submit(self, request: ReplyRequest) -> None:
@@ -141,7 +142,11 @@ class Batcher:
     @property
     def idle(self) -> bool:
         """Whether a step would have nothing to do."""
-        return not self._waiting and not self._readers and not self._flights
+        return not self._busy and not self._ahead
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._waiting or self._readers or self._flights)
 
     @property
     def load(self) -> Load:
@@ -149,8 +154,13 @@ class Batcher:
         return Load(self._rows - self._slots.free, len(self._waiting) + len(self._readers))
 
     def step(self) -> list[Event]:
-        """One token further for every reply in flight. Pieces of a reply come in order, then its end."""
+        """One token further for every reply in flight. Pieces of a reply come in order, then its end.
+
+        When there is none, a reply that was made is read, so that the next one to its conversation need not.
+        """
         with torch.inference_mode():
+            if not self._busy:
+                self._read_ahead()
             events = [*self._drop_cancelled(), *self._admit()]
             if self._readers:
                 events += self._read()
@@ -205,6 +215,7 @@ class Batcher:
     def _prepare(self, request: ReplyRequest, rows: int) -> Reader:
         """All that a request needs but its rows. Raises `OptionError` for what this model cannot follow."""
         options, tokenizer = request.options, self._bundle.tokenizer
+        self._ahead.pop(request.conversation, None)
         granted = self._terms.grant(options)
         known = self._readings.find(request.conversation, request.turns)
         new = tokenizer.encode_turns(request.turns[len(known.turns) :])
@@ -253,6 +264,24 @@ class Batcher:
             reader.context, reader.read = context, reader.read + len(new)
         return [reader for reader in readers if reader.done]
 
+    def _read_ahead(self) -> None:
+        """Read what was said last in one of the conversations that have been answered."""
+        if not self._ahead:
+            return
+        conversation, turns = self._ahead.popitem()
+        known = self._readings.find(conversation, turns)
+        if len(known.turns) != len(turns) - 1:
+            return
+        model, limit = self._bundle.model, self._bundle.config.max_turn_tokens
+        try:
+            (new,) = self._bundle.tokenizer.encode_turns(turns[-1:])
+            context = model.encode_conversations([[clip_turn(new, limit)]], model.join([known.context]))
+        except Exception as error:  # noqa: BLE001 - nobody has asked for it
+            _log.error("a reply was not read: %s", type(error).__name__)
+            return
+        reading = Reading(turns, (*known.ids, tuple(new)), model.split(context)[0], known)
+        self._readings.keep(conversation, reading)
+
     def _begin(self, readers: Sequence[Reader]) -> None:
         """Give rows to conversations that have been read."""
         if not readers:
@@ -278,8 +307,10 @@ class Batcher:
         wary = [row for _, strands in live for row, _, line in strands if line is not None and line.trail]
         states = {row: self._slots.state(row) for row in wary}
         logits, attention = self._slots.step(self._last_tokens(live))
-        broken = (~torch.isfinite(logits.sum(1))).tolist()  # a sum is finite only if all that it adds up is
-        failed = [flight for flight, strands in live if any(broken[row] for row, _, _ in strands)]
+        sums = logits.sum(1).tolist()  # finite only if all that is added up is
+        failed = [
+            flight for flight, strands in live if not all(math.isfinite(sums[row]) for row, _, _ in strands)
+        ]
         sound = [(flight, strands) for flight, strands in live if flight not in failed] if failed else live
         self._extend(sound, logits, attention, states)
         events: list[Event] = []
@@ -290,6 +321,7 @@ class Batcher:
                 self._release(flight)
             elif flight.done:
                 events += self._finish(flight)
+                self._remember(flight.request, events[-1])
                 self._release(flight)
             else:
                 events += flight.progress()
@@ -303,6 +335,13 @@ class Batcher:
             if not all(math.isfinite(candidate.score) for candidate in candidates):
                 return [Failed(flight.request.id, _NOT_A_NUMBER)]
         return flight.finish(candidates)
+
+    def _remember(self, request: ReplyRequest, end: Event) -> None:
+        """Have a reply read in advance, if the reading of its conversation is kept."""
+        if isinstance(end, Finished) and self._readings.find(request.conversation, request.turns).turns:
+            self._ahead[request.conversation] = (*request.turns, ("agent", end.reply.text))
+            if len(self._ahead) > self._rows:
+                del self._ahead[next(iter(self._ahead))]
 
     def _last_tokens(self, live: Live) -> list[int]:
         """The token that each row in use reads next; rows without a live path read anything."""

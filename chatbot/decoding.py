@@ -13,6 +13,7 @@ Shapes: B rows, V vocabulary, n candidates.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Sequence, Set
@@ -97,11 +98,15 @@ def constrain(logits: Tensor, logprobs: Tensor, paths: Sequence[Path]) -> Tensor
 def _without(scores: Tensor, banned: Sequence[Set[int]]) -> Tensor:
     """A copy of ``scores`` (B, V) with the ids ``banned`` in each row forbidden."""
     if all(ids == banned[0] for ids in banned):  # nearly always
-        columns = torch.tensor(list(banned[0]), dtype=torch.int64, device=scores.device)
-        return scores.index_fill(1, columns, FORBIDDEN)
+        return scores.index_fill(1, _columns(frozenset(banned[0]), scores.device), FORBIDDEN)
     rows = [row for row, ids in enumerate(banned) for _ in ids]
     where = _indices(scores, rows, [column for ids in banned for column in ids])
     return scores.index_put(where, scores.new_tensor(FORBIDDEN))
+
+
+@functools.lru_cache(maxsize=64)
+def _columns(ids: frozenset[int], device: torch.device) -> Tensor:
+    return torch.tensor(sorted(ids), dtype=torch.int64, device=device)
 
 
 def penalize(logits: Tensor, logprobs: Tensor, paths: Sequence[Path]) -> Tensor:

@@ -12,7 +12,8 @@ Shapes: N rows, X input, Y output, H hidden, P packed tokens, T steps.
 from __future__ import annotations
 
 import warnings
-from typing import Final, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,11 +42,12 @@ def missing() -> str | None:
     return None
 
 
-class Product:
+class Product(nn.Module):
     """``x W^T + b`` for rows between -1 and 1; what lies outside is cut off."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """``weight`` (Y, X), ``bias`` (Y,); copied."""
+        super().__init__()
         weight = weight.detach().float()
         scales = (weight.abs().amax(1) / _LEVELS).clamp(min=_SMALLEST).double()
         zeros = torch.zeros(len(weight), dtype=torch.int64)
@@ -61,12 +63,38 @@ class Product:
                 )
             finally:
                 torch.backends.quantized.engine = engine
-        self._packed = packed
-        self._multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+        self.packed = packed
 
-    def __call__(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """(N, X) -> (N, Y)."""
-        return cast(Tensor, self._multiply(inputs, 1 / _LEVELS, _ZERO, self._packed))
+        multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+        return cast(Tensor, multiply(inputs, 1 / _LEVELS, _ZERO, self.packed))
+
+
+class _Stepper(nn.Module):
+    """A function of tensors as a module: what it calls in 8 bits is ``parts`` of it."""
+
+    def __init__(self, function: Callable[..., Any], parts: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self._function, self.parts = function, nn.ModuleList(parts)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self._function(*inputs)
+
+
+def traced(
+    function: Callable[..., Any], parts: Iterable[nn.Module], examples: Sequence[Tensor]
+) -> Callable[..., Any]:
+    """The operations of ``function``, pure and the same for all inputs, without Python between them.
+
+    That is half the time of a step for one row. ``parts`` are the modules with products that it calls;
+    ``examples`` are inputs whose sizes may differ from later ones. Results are the same, bit for bit.
+    """
+    with warnings.catch_warnings(), torch.inference_mode():
+        # TorchScript is to leave torch one day, for compilers that a user's machine would need.
+        warnings.simplefilter("ignore")
+        trace: Callable[..., Callable[..., Any]] = torch.jit.trace
+        return trace(_Stepper(function, parts).eval(), tuple(examples), check_trace=False)
 
 
 def scaled(inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,10 +117,11 @@ class Int8Linear(nn.Module):
         return torch.addcmul(self._bias, self._product(values), scale)
 
 
-class Cell:
+class Cell(nn.Module):
     """One step of a GRU layer, given the products of its inputs (chatbot.recurrence has the equations)."""
 
     def __init__(self, gru: nn.GRU, suffix: str = "_l0") -> None:
+        super().__init__()
         hidden = gru.hidden_size
         self.sizes = [2 * hidden, hidden]
         of_inputs, of_states = _parameter(gru, "bias_ih", suffix), _parameter(gru, "bias_hh", suffix)
@@ -112,10 +141,11 @@ class Cell:
         return torch.lerp(torch.addcmul(new, reset, own_new).tanh_(), state, update)
 
 
-class Layer:
+class Layer(nn.Module):
     """One step of a GRU layer, given its inputs."""
 
     def __init__(self, gru: nn.GRU, suffix: str = "_l0") -> None:
+        super().__init__()
         self.cell = Cell(gru, suffix)
         self._inputs = Product(_parameter(gru, "weight_ih", suffix))
 
@@ -128,7 +158,7 @@ class Layer:
     def products(self, inputs: Tensor) -> Tensor:
         """What inputs of many steps (P, X) give to the gates, (P, 3H), n's with its bias."""
         values, scale = scaled(inputs)
-        products = self._inputs(values).mul_(scale)
+        products: Tensor = self._inputs(values).mul_(scale)
         products[:, self.cell.sizes[0] :] += self.cell.new_bias
         return products
 
@@ -142,35 +172,44 @@ class Int8Gru(LoopedLayer):
         nn.Module.__init__(self)
         self.hidden_size = gru.hidden_size
         self.suffixes = ("", "_reverse") if gru.bidirectional else ("",)
-        self._layers = {suffix: Layer(gru, f"_l0{suffix}") for suffix in self.suffixes}
-        self._both: Product | None = None
+        self._layers = nn.ModuleDict({f"l0{suffix}": Layer(gru, f"_l0{suffix}") for suffix in self.suffixes})
+        self._steps = {suffix: self._traced_cell(suffix) for suffix in self.suffixes}
+        self._step_both: Callable[..., Any] | None = None
         if gru.bidirectional:
-            cells = [layer.cell for layer in self._layers.values()]
+            cells = [self._layer(suffix).cell for suffix in self.suffixes]
             self._both = Product(
                 torch.cat([cell.weight for cell in cells]), torch.cat([cell.bias for cell in cells])
             )
+            self._step_both = traced(self._advance_both, [self._both], self._examples(2, 1))
+
+    def _layer(self, suffix: str) -> Layer:
+        return cast(Layer, self._layers[f"l0{suffix}"])
+
+    def _traced_cell(self, suffix: str) -> Callable[..., Any]:
+        cell = self._layer(suffix).cell
+        return traced(cell.step, [cell], self._examples(1))
+
+    def _examples(self, *rows: int) -> list[Tensor]:
+        size = self.hidden_size
+        return [torch.zeros(*rows, width) for width in (2 * size, size, size)]
 
     def products(self, inputs: Tensor, suffix: str) -> Tensor:
-        return self._layers[suffix].products(inputs)
+        return self._layer(suffix).products(inputs)
 
     def advance(self, products: Tensor, state: Tensor, suffix: str) -> Tensor:
-        cell = self._layers[suffix].cell
-        gates, new = torch.split(products, cell.sizes, 1)
-        return cell.step(gates, new, state)
+        gates, new = torch.split(products, [2 * self.hidden_size, self.hidden_size], 1)
+        return cast(Tensor, self._steps[suffix](gates, new, state))
 
     def forward(self, inputs: Tensor, batch_sizes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         rows = len(state)
-        if self._both is None or rows > _TOGETHER or int(batch_sizes[-1]) != rows:
+        if self._step_both is None or rows > _TOGETHER or int(batch_sizes[-1]) != rows:
             return super().forward(inputs, batch_sizes, state)
-        return self._run_both(self._both, inputs, len(batch_sizes), state)
+        return self._run_both(self._step_both, inputs, len(batch_sizes), state)
 
     def _run_both(
-        self, recurrent: Product, inputs: Tensor, longest: int, state: Tensor
+        self, step: Callable[..., Any], inputs: Tensor, longest: int, state: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Few sequences of one length: what a step costs is calls, so both directions share theirs.
-
-        ``recurrent`` has the weights of both for every row; each row's own half is used.
-        """
+        """Few sequences of one length: what a step costs is calls, so both directions share theirs."""
         rows, size = len(state), self.hidden_size
         forward, backward = (
             self.products(inputs, suffix).view(longest, rows, 3 * size) for suffix in self.suffixes
@@ -180,15 +219,21 @@ class Int8Gru(LoopedLayer):
         hidden = state.view(rows, 2, size).transpose(0, 1).contiguous()  # (2, N, H)
         outputs: list[Tensor] = []
         for own_gates, own_new in zip(gates, new, strict=True):
-            every = recurrent(hidden.view(2 * rows, size))  # (2N, 6H)
-            own = every.as_strided((2, rows, 3 * size), (rows * 6 * size + 3 * size, 6 * size, 1))
-            both, candidate = torch.split(own, [2 * size, size], 2)
-            reset, update = both.add_(own_gates).sigmoid_().chunk(2, 2)
-            hidden = torch.lerp(torch.addcmul(own_new, reset, candidate).tanh_(), hidden, update)
+            hidden = step(own_gates, own_new, hidden)
             outputs.append(hidden)
         found = torch.stack(outputs)  # (T, 2, N, H)
         ordered = torch.cat([found[:, 0], found[:, 1].flip(0)], 2)
         return ordered.view(longest * rows, 2 * size), hidden.transpose(0, 1).reshape(rows, 2 * size)
+
+    def _advance_both(self, gates: Tensor, new: Tensor, hidden: Tensor) -> Tensor:
+        """``gates`` (2, N, 2H), ``new`` and ``hidden`` (2, N, H) -> the next. The product has the weights of
+        both directions for every row; each row's own half is used.
+        """
+        size = self.hidden_size
+        every = self._both(hidden.view(-1, size)).view(2, -1, 2, 3 * size)
+        own_gates, candidate = torch.split(every.diagonal(0, 0, 2).permute(2, 0, 1), [2 * size, size], 2)
+        reset, update = own_gates.add_(gates).sigmoid_().chunk(2, 2)
+        return torch.lerp(torch.addcmul(new, reset, candidate).tanh_(), hidden, update)
 
 
 def _parameter(gru: nn.GRU, name: str, suffix: str) -> Tensor:

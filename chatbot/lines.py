@@ -201,9 +201,10 @@ def extend_lines(
     if not lines:
         return []
     at = [growing.at for growing in lines]
-    tokens = _choose(lines, scores if at == list(range(len(scores))) else scores[at])
+    whole = at == list(range(len(scores)))
+    tokens = _choose(lines, scores if whole else scores[at])
     chosen = tokens.tolist()
-    recorded = logprobs[at, tokens].tolist()
+    recorded = (logprobs if whole else logprobs[at]).gather(1, tokens.unsqueeze(1)).squeeze(1).tolist()
     for growing, (score, runner_up) in _on_trail(lines, scores, chosen):
         assert growing.line.trail is not None
         growing.line.trail.mark(states[growing.row], score, runner_up)

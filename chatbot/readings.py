@@ -35,12 +35,21 @@ class Reading:
     """Of each turn, whole."""
     context: Any
     """Of a `chatbot.decoder.Decoder`, one row; None where nothing has been read."""
+    before: Reading | None = None
+    """Without the reply that was read as soon as it was made: it may be made anew."""
 
     @property
     def size(self) -> int:
         """Bytes, about: tensors as they are, text and ids as Python holds them."""
         words = sum(len(text) for _, text in self.turns) + 8 * sum(map(len, self.ids))
-        return _tensor_bytes(self.context) + words + 200 * len(self.turns)
+        own = _tensor_bytes(self.context) + words + 200 * len(self.turns)
+        return own + (_tensor_bytes(self.before.context) if self.before else 0)
+
+    def of(self, turns: Turns) -> Reading | None:
+        """This reading or the one before it, whichever ``turns`` begin with."""
+        if self.turns == turns[: len(self.turns)]:
+            return self
+        return self.before.of(turns) if self.before else None
 
 
 NOTHING = Reading((), (), None)
@@ -67,11 +76,11 @@ class Readings:
 
     def find(self, conversation: str, turns: Turns) -> Reading:
         """What has been read of ``turns``; `NOTHING` where other turns were."""
-        reading = self._kept.get(conversation, NOTHING)
-        if reading.turns != turns[: len(reading.turns)]:
+        kept = self._kept.get(conversation)
+        reading = kept and kept.of(turns)
+        if not reading:
             return NOTHING
-        if reading is not NOTHING:
-            self._kept.move_to_end(conversation)
+        self._kept.move_to_end(conversation)
         return reading
 
     def keep(self, conversation: str, reading: Reading) -> None:

@@ -22,7 +22,7 @@ Shapes: B rows, M memory, H hidden, E embedding, V vocabulary, F state, X input,
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal, NamedTuple, cast
 
@@ -125,6 +125,8 @@ def precision_of(model: object) -> Literal["float32", "int8"]:
 class ServedSeq2Seq(Seq2Seq):
     """A `Seq2Seq` in 8 bits. Not to be trained, moved or saved."""
 
+    _step: Callable[..., Any]
+
     def __init__(self, model: Seq2Seq) -> None:
         """Reads ``model`` once, and shares its embeddings. `obstacle` must find none."""
         nn.Module.__init__(self)
@@ -134,6 +136,7 @@ class ServedSeq2Seq(Seq2Seq):
             self._prepare_encoder(model)
             self._prepare_decoder(model)
         self.eval()
+        self._step = self._traced_step()
 
     def _prepare_encoder(self, model: Seq2Seq) -> None:
         config = model.config
@@ -152,7 +155,7 @@ class ServedSeq2Seq(Seq2Seq):
         config, table = self.config, model.embedding.weight
         bottom = cast(nn.GRU, model.bottom.layers[0])
         tops = [] if model.top is None else [cast(nn.GRU, layer) for layer in model.top.layers]
-        self._cell, self._tops = int8.Cell(bottom), [int8.Layer(layer) for layer in tops]
+        self._cell, self._tops = int8.Cell(bottom), nn.ModuleList(int8.Layer(layer) for layer in tops)
         self._table, self._table_scale = _table(table, bottom, self._cell.new_bias)
         weight, bias = model.readout.weight.detach(), model.readout.bias.detach()
         if config.copying:
@@ -164,6 +167,12 @@ class ServedSeq2Seq(Seq2Seq):
             bias = torch.cat([bias, bias.new_zeros(1)])
         self._readout = int8.Int8Linear(weight, bias)
         self._softmax = int8.Int8Linear(model.output_table, model.bias)
+
+    def _traced_step(self) -> Callable[..., Any]:
+        with torch.inference_mode():
+            state, memory = self.start(self.encode_conversations([[[0, 0]]]))
+        parts = [self._cell, *self._tops, self._readout, self._softmax]
+        return int8.traced(self._one_step, parts, [torch.zeros(1, dtype=torch.int64), state, *memory])
 
     @property
     def output_table(self) -> Tensor:
@@ -203,20 +212,28 @@ class ServedSeq2Seq(Seq2Seq):
 
     def step(self, tokens: Tensor, state: Tensor, memory: Any) -> Step:
         """One token further for ``tokens`` (B,) from ``state`` (B, F). Pure."""
+        nothing = self.config.attention != "none" and not memory.mask.shape[1]
+        step = self._one_step if nothing else self._step
+        return Step(*step(tokens, state, *memory))
+
+    def _one_step(self, tokens: Tensor, state: Tensor, *fields: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`step` of the ``fields`` of a memory, for logits, state and attention."""
+        memory = ServedMemory(*fields)
         layers = torch.split(state, self.config.hidden_size, 1)
         products = F.embedding(tokens, self._table).float().mul_(F.embedding(tokens, self._table_scale))
         gates, new = torch.split(products, self._cell.sizes, 1)
         outputs = [self._cell.step(gates, new, layers[0])]
         top = bottom = outputs[0]
         seen, weights = self._look_at(bottom, memory)
-        for number, (layer, before) in enumerate(zip(self._tops, layers[1:], strict=True)):
+        tops = cast(Iterable[int8.Layer], self._tops)
+        for number, (layer, before) in enumerate(zip(tops, layers[1:], strict=True)):
             inputs = top if number else self._beside(bottom, seen)
             outputs.append(layer.step(inputs, before))
             top = outputs[-1] + top if self.config.residual and number else outputs[-1]
         if self._tops and self.config.residual:
             top = top + bottom
         logits = self._logits(self._beside(top, seen), tokens, weights, memory)
-        return Step(logits, torch.cat(outputs, 1), weights)
+        return logits, torch.cat(outputs, 1), weights
 
     def _look_at(self, query: Tensor, memory: ServedMemory) -> tuple[Tensor | None, Tensor]:
         """(B, H) -> what is seen (B, H) and weights (B, M).

@@ -37,6 +37,7 @@ class Slots:
         self._written = [0] * capacity  # columns of each row of the memory that an earlier reply has used
         self._state: Tensor | None = None  # (R, F)
         self._memory: Any = None  # fields (R, W, …)
+        self._used: tuple[int, int, Tensor, Any] | None = None  # rows, columns and what is cut out by them
 
     @property
     def free(self) -> int:
@@ -57,23 +58,27 @@ class Slots:
             self._written[first : first + count] = [width] * count
             for slots, values in zip(own_memory, memory, strict=True):
                 slots[first : first + count, :width] = values[b]
-                # What an earlier reply left is masked, but a NaN times a weight of zero is still a NaN.
-                slots[first : first + count, width:left] = 0
+                if left > width:
+                    # What an earlier reply left is masked, but a NaN times a weight of zero is still a NaN.
+                    slots[first : first + count, width:left] = 0
 
     def step(self, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Feed every row in use its token (B,) -> logits (B, V) and attention (B, M), M the longest memory in
         use; states are replaced by the next ones.
         """
-        assert self._state is not None, "step before add"
-        assert self._memory is not None
-        used, width = len(self._owners), max(self._lengths)
-        logits, state, attention = self._model.step(
-            torch.tensor(tokens, device=self._state.device),
-            self._state[:used],
-            self._memory._make(values[:used, :width] for values in self._memory),
-        )
-        self._state[:used] = state
+        state, memory = self._in_use()
+        logits, after, attention = self._model.step(torch.tensor(tokens, device=state.device), state, memory)
+        state.copy_(after)
         return logits, attention
+
+    def _in_use(self) -> tuple[Tensor, Any]:
+        """The state (B, F) and the memory (B, M, …) of the rows in use: parts of the slots, not copies."""
+        used, width = len(self._owners), max(self._lengths)
+        if self._used is None or self._used[:2] != (used, width):
+            assert self._state is not None, "step before add"
+            memory = self._memory._make(values[:used, :width] for values in self._memory)
+            self._used = used, width, self._state[:used], memory
+        return self._used[2:]
 
     def state(self, row: int) -> Tensor:
         """What row ``row`` goes on from, (F,): a copy."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from chatbot.batcher import Batcher, Event, Piece, Reply, ReplyRequest
+from chatbot.batcher import Batcher, Event, Finished, Piece, Reply, ReplyRequest
 from chatbot.config import ModelConfig
 from chatbot.ensemble import Ensemble
 from chatbot.model import Context, Seq2Seq
@@ -71,7 +71,12 @@ def request(
 
 
 def answer(batcher: Batcher, one: ReplyRequest) -> Reply:
-    return replies(drain(batcher, one))[one.id]
+    """As soon as it is made: the batcher has no idle step."""
+    batcher.submit(one)
+    while True:
+        for event in batcher.step():
+            if isinstance(event, Finished):
+                return event.reply
 
 
 # ---- The model ---------------------------------------------------------------------------------------------
@@ -174,6 +179,11 @@ def _reading(turns: int, tokens: int) -> Reading:
     return Reading(TURNS[:turns], ((1, 2),) * turns, context)
 
 
+def test_a_reading_with_the_one_before_it_takes_the_room_of_both() -> None:
+    one = _reading(2, 100)
+    assert replace(_reading(3, 100), before=one).size > 1.7 * one.size
+
+
 def test_what_was_used_last_is_kept_within_the_bound() -> None:
     one = _reading(2, 100)
     assert one.size > 100 * 8 * 4
@@ -189,6 +199,74 @@ def test_what_was_used_last_is_kept_within_the_bound() -> None:
     assert len(readings) == 3
     readings.keep("a", _reading(4, 150))
     assert readings.size <= 3 * one.size
+
+
+# ---- Read in advance ---------------------------------------------------------------------------------------
+
+
+def talk(batcher: Batcher, turns: int) -> list[tuple[str, ...]]:
+    """A conversation in which the visitor says what is in `TURNS`, and the batcher is idle in between."""
+    said: list[tuple[Role, str]] = []
+    logprobs = []
+    for number, turn in enumerate(TURNS[: 2 * turns : 2]):
+        said.append(turn)
+        reply = replies(drain(batcher, ReplyRequest(str(number), tuple(said), OPTIONS, "c")))[str(number)]
+        said.append(("agent", reply.text))
+        logprobs.append(tuple(f"{each:.9f}" for each in reply.logprobs))
+    return logprobs
+
+
+def test_a_reply_is_read_before_the_visitor_goes_on(counting: tuple[Counting, ModelBundle]) -> None:
+    model, bundle = counting
+    said = talk(Batcher(bundle, kept=ROOM), 4)
+    assert model.passes == [[1]] * 8
+    assert said == talk(Batcher(bundle), 4)
+
+
+def test_a_reply_that_was_read_can_be_made_anew(counting: tuple[Counting, ModelBundle]) -> None:
+    model, bundle = counting
+    batcher = Batcher(bundle, kept=ROOM)
+    first = replies(drain(batcher, request("a", 5)))["a"]
+    assert model.passes == [[5], [1]]
+    assert replies(drain(batcher, request("b", 5)))["b"].token_ids == first.token_ids
+    assert model.passes == [[5], [1], [0], [1]]
+
+
+def test_nothing_is_read_in_advance_while_there_is_something_to_do(
+    counting: tuple[Counting, ModelBundle],
+) -> None:
+    model, bundle = counting
+    batcher = Batcher(bundle, kept=ROOM)
+    batcher.submit(request("a", 1, "a", OPTIONS.model_copy(update={"min_tokens": 30, "max_tokens": 30})))
+    batcher.submit(request("b", 1, "b", OPTIONS.model_copy(update={"min_tokens": 3, "max_tokens": 3})))
+    ended: list[str] = []
+    while "a" not in ended:
+        ended += [event.id for event in batcher.step() if isinstance(event, Finished)]
+        assert len(model.passes) == 1
+    assert not batcher.idle
+    drain(batcher)
+    assert model.passes == [[1, 1], [1], [1]]
+
+
+def test_what_is_to_be_read_in_advance_is_bounded(counting: tuple[Counting, ModelBundle]) -> None:
+    model, bundle = counting
+    batcher = Batcher(bundle, rows=2, kept=ROOM)
+    for number in range(6):
+        answer(batcher, request(str(number), 1, str(number)))
+    drain(batcher)
+    assert len(model.passes) == 6 + 2
+
+
+def test_a_reply_that_cannot_be_read_is_left(counting: tuple[Counting, ModelBundle]) -> None:
+    model, bundle = counting
+    batcher = Batcher(bundle, kept=ROOM)
+    answer(batcher, request("a", 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "encode_conversations", lambda *_: 1 / 0)
+        assert batcher.step() == []
+    assert batcher.idle
+    answer(batcher, request("b", 3))
+    assert model.passes == [[1], [2]]
 
 
 # ---- In parts ----------------------------------------------------------------------------------------------

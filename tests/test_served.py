@@ -210,6 +210,23 @@ def test_a_row_without_memory_copies_nothing(lively_in_8_bits: ModelBundle) -> N
     assert together.attention[1].sum() == 0
 
 
+@lowered
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_step_without_python_in_between_is_the_same(shape: str, tiny_tokenizer: Tokenizer) -> None:
+    low = ServedSeq2Seq(made(tiny_tokenizer.vocab_size, **SHAPES[shape]))
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        for lengths in ((9,), (1,), (3, 40, 17), (2,) * 9, (30,)):
+            said = [[torch.randint(4, 300, (length,)).tolist()] for length in lengths]
+            state, memory = low.start(low.encode_conversations(said))
+            for _ in range(2):
+                tokens = torch.randint(4, 300, (len(said),))
+                step = low.step(tokens, state, memory)
+                for one, other in zip(step, low._one_step(tokens, state, *memory), strict=True):
+                    assert torch.equal(one, other)
+                state = step.state
+
+
 # ---- Neighbours --------------------------------------------------------------------------------------------
 
 
