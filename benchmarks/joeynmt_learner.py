@@ -11,6 +11,7 @@ replaced by the loss alone, which is all that its schedule and its choice of the
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import sys
@@ -210,14 +211,16 @@ def main() -> None:
         model._loss_function = learned
         return total
 
-    def replies(data: Any, width: int, chosen: set[int]) -> list[str]:
+    def replies(data: Any, width: int, chosen: list[int]) -> list[str]:
+        """Of the chosen pairs alone, in their order; those of about one length together."""
+        ordered = sorted(chosen, key=lambda number: len(data[number][1]))
+        groups = [ordered[start : start + 32] for start in range(0, len(ordered), 32)]
+        special = {"pad_index": model.pad_index, "eos_index": model.eos_index, "device": args.device}
+        collate = functools.partial(data.collate_fn, **special)
         found: dict[int, str] = {}
-        at = 0
-        for batch in batches(data):
-            wanted = range(at, at + batch.nseqs)
-            at += batch.nseqs
-            if chosen.isdisjoint(wanted):
-                continue
+        for numbers, batch in zip(
+            groups, torch.utils.data.DataLoader(data, batch_sampler=groups, collate_fn=collate), strict=True
+        ):
             order = batch.sort_by_src_length()
             output, *_ = search(
                 model=model,
@@ -229,8 +232,8 @@ def main() -> None:
                 min_output_length=1,
             )
             words = model.trg_vocab.arrays_to_sentences(arrays=output[order], cut_at_eos=True)
-            found.update((n, " ".join(text)) for n, text in zip(wanted, words, strict=True) if n in chosen)
-        return [found[number] for number in sorted(found)]
+            found.update((number, " ".join(text)) for number, text in zip(numbers, words, strict=True))
+        return [found[number] for number in chosen]
 
     trainer = Timed(
         rank=0,
@@ -251,7 +254,7 @@ def main() -> None:
         "parameters": sum(each.numel() for each in model.parameters()),
         "nll": nats(test_data),
         "dev": trainer.dev,
-        "replies": {name: replies(test_data, width, set(job["chosen"])) for name, width in SEARCHES.items()},
+        "replies": {name: replies(test_data, width, job["chosen"]) for name, width in SEARCHES.items()},
     }
     (folder / "result.json").write_text(json.dumps(result), "utf-8")
 

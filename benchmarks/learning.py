@@ -38,7 +38,6 @@ from training.evaluate import Evaluation, Reference, choose, evaluate, find_refe
 
 SOURCE: Final = 200
 """Tokens before a reply that a peer reads."""
-ANSWERED: Final = 500
 DEV: Final = 300
 """Replies that a peer's schedule is decided by."""
 PEERS: Final = ("recurrent", "transformer")
@@ -87,7 +86,7 @@ def compare(
     dev = list(read_transcripts(args.dev))
     tokenizer = _tokenizer(train, config)
     references = find_references(dev, tokenizer, config.model.max_turn_tokens)
-    chosen = choose(references, ANSWERED)
+    chosen = choose(references, args.answered)
     test = list(_pairs(dev, references, tokenizer))
     training = find_references(train, tokenizer, config.model.max_turn_tokens)
     dev_pairs = [test[number] for number in choose(references, DEV)]
@@ -102,7 +101,7 @@ def compare(
             process.kill()
             process.wait()
     theirs = {peer: _read(folder / peer, references, chosen, tokenizer, cpu[peer]) for peer in args.peers}
-    return _measure(folder / "ours", dev, tokenizer, cpu["ours"]), theirs
+    return _measure(folder / "ours", dev, tokenizer, cpu["ours"], args.answered), theirs
 
 
 def _tokenizer(transcripts: Sequence[Transcript], config: TrainConfig) -> Tokenizer:
@@ -198,7 +197,9 @@ def _read(
     return Learned(perplexity, searched, result["parameters"], cpu)
 
 
-def _measure(path: Path, dev: Sequence[Transcript], tokenizer: Tokenizer, cpu: float) -> Learned:
+def _measure(
+    path: Path, dev: Sequence[Transcript], tokenizer: Tokenizer, cpu: float, answered: int
+) -> Learned:
     bundle = load(path)
     if bundle.tokenizer.to_json() != tokenizer.to_json():
         raise Failed("the systems did not see the same tokens")
@@ -207,7 +208,7 @@ def _measure(path: Path, dev: Sequence[Transcript], tokenizer: Tokenizer, cpu: f
     searched: dict[str, tuple[float, float]] = {}
     found: Evaluation | None = None
     for name, options in (("greedy", greedy), ("beam", beam)):
-        found = evaluate(bundle, dev, options=options, max_replies=ANSWERED)
+        found = evaluate(bundle, dev, options=options, max_replies=answered)
         assert found.bleu is not None
         assert found.chrf is not None
         searched[name] = found.bleu, found.chrf
@@ -227,6 +228,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dev", type=Path, required=True, metavar="FILE")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS)
     parser.add_argument("--minutes", type=float, default=20.0, help="of training, for each (default 20)")
+    parser.add_argument("--answered", type=int, default=500, help="replies that are searched (default 500)")
     parser.add_argument("--threads", type=int, default=1, help="of each process (default 1)")
     parser.add_argument("--config", type=Path, metavar="FILE.toml", help="of this project's training")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
