@@ -22,7 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
+from chatbot.config import ModelConfig
+from training.config import load_config
+
 BASE: Final = "base"
+SIZES: Final = ("embedding_size", "encoder_size", "state_size", "hidden_size")
 VARIANTS: Final[dict[str, tuple[str, ...]]] = {
     BASE: (),
     "one long recurrence": ("encoder=continuous", "bidirectional=false"),
@@ -36,20 +40,20 @@ VARIANTS: Final[dict[str, tuple[str, ...]]] = {
     "cell: LSTM": ("cell=lstm",),
     "cell: GRU, reset before": ("cell=gru_reset_before",),
     "cell: plain RNN": ("cell=rnn",),
-    "one direction in a turn": ("bidirectional=false", "encoder_size=512"),
+    "one direction in a turn": ("bidirectional=false", "encoder_size*2"),
     "turns reversed": ("reverse_input=true",),
-    "convolutional reader": ("turn_reader=convolutional", "encoder_size=512"),
-    "averaging reader": ("turn_reader=averaging", "encoder_size=512"),
+    "convolutional reader": ("turn_reader=convolutional", "encoder_size*2"),
+    "averaging reader": ("turn_reader=averaging", "encoder_size*2"),
     "copying": ("copying=true",),
     "untied softmax": ("tied=false",),
     "one decoder layer": ("decoder_layers=1",),
     "three decoder layers, residual": ("decoder_layers=3", "residual=true"),
-    "half as wide": ("embedding_size=192", "encoder_size=128", "state_size=256", "hidden_size=256"),
-    "half as wide again": ("embedding_size=96", "encoder_size=64", "state_size=128", "hidden_size=128"),
-    "twice the dropout": ("dropout=0.2",),
+    "half as wide": tuple(f"{size}*0.5" for size in SIZES),
+    "half as wide again": tuple(f"{size}*0.25" for size in SIZES),
+    "twice the dropout": ("dropout*2",),
     "no dropout": ("dropout=0.0",),
 }
-"""Settings of the model that differ from the base's."""
+"""Settings of the model that differ from the base's: ``=`` another value, ``*`` so many times as large."""
 
 
 def main() -> None:
@@ -71,7 +75,7 @@ def train(args: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "training", "train", "--json", "--out", f"{folder}/model"]
         command += ["--train", *map(str, args.train), "--dev", *map(str, args.dev)]
-        settings = [*args.set, *(f"model.{setting}" for setting in VARIANTS[variant])]
+        settings = [*args.set, *changes(variant, load_config(None, args.set).model)]
         settings += [f"seed={seed}", f"max_steps={args.steps}", "epochs=1000", "threads=1", "patience=1000"]
         settings += [f"evaluate_every={args.evaluate_every or args.steps}", "final_replies=0"]
         for setting in settings:
@@ -81,6 +85,16 @@ def train(args: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]:
     report = json.loads(done.stdout)
     kept = {key: report[key] for key in ("perplexity_word", "parameters", "seconds", "best_step")}
     return {"variant": variant, "seed": seed, "steps": args.steps, **kept}
+
+
+def changes(variant: str, base: ModelConfig) -> Iterator[str]:
+    """The settings of ``variant`` of a model ``base``."""
+    for setting in VARIANTS[variant]:
+        name, times, factor = setting.partition("*")
+        if times:
+            value = getattr(base, name)
+            setting = f"{name}={type(value)(value * float(factor))}"
+        yield f"model.{setting}"
 
 
 def table(runs: Sequence[dict[str, Any]]) -> Iterator[str]:

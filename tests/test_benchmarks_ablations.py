@@ -19,11 +19,21 @@ WIDTHS = ("vocab_size=330", "embedding_size=8", "encoder_size=4", "state_size=8"
 
 def test_every_variant_is_another_model() -> None:
     found = [
-        load_config(None, [f"model.{setting}" for setting in settings]).model
-        for settings in ablations.VARIANTS.values()
+        load_config(None, list(ablations.changes(name, ModelConfig()))).model for name in ablations.VARIANTS
     ]
     assert found[0] == ModelConfig()
     assert all(one not in found[:place] for place, one in enumerate(found))
+
+
+def test_sizes_are_relative_to_the_base() -> None:
+    base = ModelConfig(embedding_size=128, encoder_size=64, state_size=96, hidden_size=192, dropout=0.3)
+    assert list(ablations.changes("half as wide", base)) == [
+        "model.embedding_size=64",
+        "model.encoder_size=32",
+        "model.state_size=48",
+        "model.hidden_size=96",
+    ]
+    assert list(ablations.changes("twice the dropout", base)) == ["model.dropout=0.6"]
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
