@@ -22,7 +22,8 @@ from typing import get_args
 import torch
 
 from benchmarks.figures import interleaved, report
-from benchmarks.joeynmt_search import SOURCE, TARGET, Searcher
+from benchmarks.joeynmt_model import SOURCE, TARGET
+from benchmarks.peers import Searcher
 from benchmarks.training import MODEL_S
 from chatbot.batcher import Batcher, Finished, ReplyRequest
 from chatbot.model import Seq2Seq

@@ -1,68 +1,65 @@
-"""Kill the server again and again while people talk, and see that nothing acknowledged is lost or doubled.
+"""Make a server fail again and again while people talk, and see that nothing acknowledged is lost or doubled.
 
-    python -m benchmarks.killing [--database-url URL] [--kills 50] [--chats 32] [--models DIR]
+    python -m benchmarks.killing [--faults NAME … | all] [--kills 50] [--chats 32] [--models DIR]
+                                 [--database-url URL | --postgresql]
 
-A real server process is ended by SIGKILL at random moments and started again, over a fresh SQLite file or the
-database at URL. Its clients come back by themselves: each goes on with its conversation where it was and says
-again what was not acknowledged, with the same id. At the end every conversation is read from the database and
-compared with what its client was told. One JSON line a figure; the exit status is 0 only if nothing is lost,
-doubled, out of order or left without an answer.
+A real server process is ended by SIGKILL, or made to fail in the other ways of `--faults`, at random moments,
+over a fresh SQLite file, the database at URL, or a PostgreSQL of its own:
+
+    kill              SIGKILL, and another process
+    terminate         SIGTERM in the middle of replies, and another process
+    half-open         a quarter of the clients are gone without a word, and come back on other connections
+    engine-ends       the model's thread ends in the middle of a step
+    engine-hangs      a step does not return for some seconds
+    disk-full         there is no room for the database for some seconds (SQLite; needs the right to mount)
+    database-stops    PostgreSQL crashes and is away for some seconds (--postgresql)
+    database-freezes  the same, but its connections stay open and nobody answers
+
+The clients come back by themselves: each goes on with its conversation where it was and says again what was
+not acknowledged, with the same id. After a fault that the server process outlives, each client has to be
+answered again before the next one. At the end every conversation is read from the database and compared with
+what its client was told. One JSON line a figure; the exit status is 0 only if nothing is lost, doubled, out
+of order or left without an answer.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import random
-import socket
-import subprocess
+import statistics
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
-
+from benchmarks.breakable import Missing
+from benchmarks.chats import Chat
+from benchmarks.faults import ENGINE, FAULTS, STARTING, Place, Scene, ServerProcess, available, fresh_place
 from benchmarks.figures import report
 from server import database
-from server.protocol import (
-    SUBPROTOCOL,
-    Accepted,
-    Error,
-    GoingAway,
-    Hello,
-    Message,
-    Ready,
-    Say,
-    encode,
-    parse_server,
-)
 from server.store import MessageRecord, Store
 
-ROOT: Final = Path(__file__).resolve().parent.parent
-STARTING: Final = 120.0
-"""Seconds that a server may take to come up."""
-ANSWERING: Final = 60.0
-"""Seconds that a client waits for a frame before it takes the connection for lost."""
-OPTIONS: Final = {"decoding": "greedy", "min_tokens": 0, "max_tokens": 2}
-"""Short replies: it is about messages, not about words."""
+RECOVERING: Final = 60.0
+"""Seconds in which every client has to be answered again once what was broken is mended."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to. resumed: connections that went on with a conversation. problems: what is wrong."""
+    """What a run came to. resumed: connections that went on with a conversation. problems: what is wrong.
 
-    kills: int
+    recoveries: for each fault that the process outlived, the seconds until everybody was answered again.
+    """
+
+    faults: tuple[str, ...]
     accepted: int
     replies: int
     resumed: int
     problems: tuple[str, ...]
+    recoveries: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def acknowledged(self) -> int:
@@ -70,139 +67,84 @@ class Outcome:
         return self.accepted + self.replies
 
 
-@dataclass
-class Chat:
-    """One client. `known` is all it was told is kept, by seq."""
-
-    name: str
-    token: str | None = None
-    conversation: str | None = None
-    known: dict[int, tuple[str, str, str]] = field(default_factory=dict)
-    accepted: dict[str, int] = field(default_factory=dict)
-    replies: int = 0
-    resumed: int = 0
-    problems: list[str] = field(default_factory=list)
-    stopping: bool = False
-
-    async def run(self, port: int) -> None:
-        """Say one thing after another, until told to stop and answered."""
-        for number in range(1_000_000):
-            if self.stopping:
-                return
-            await self._have_answered(port, f"{self.name}-{number}")
-
-    async def _have_answered(self, port: int, text: str) -> None:
-        """Say it until it is answered, on as many connections as that takes."""
-        while True:
-            with contextlib.suppress(OSError, ConnectionClosed, InvalidHandshake, TimeoutError):
-                async with self._connected(port) as socket:
-                    while await self._turn(socket, text):
-                        if self.stopping:
-                            return
-                        text = f"{self.name}-{int(text.rpartition('-')[2]) + 1}"
-                    return
-            await asyncio.sleep(0.05)
-
-    @asynccontextmanager
-    async def _connected(self, port: int) -> AsyncIterator[ClientConnection]:
-        url = f"ws://127.0.0.1:{port}/v1/chat"
-        async with connect(url, subprotocols=[SUBPROTOCOL], proxy=None, close_timeout=1) as socket:  # type: ignore[list-item]
-            last = max(self.known, default=0)
-            hello = Hello(token=self.token, conversation=self.conversation, last_seq=last)
-            await socket.send(encode(hello))
-            ready = await self._next(socket)
-            if not isinstance(ready, Ready):
-                raise ConnectionClosed(None, None)  # busy, or going away: come back later
-            self.resumed += self.conversation is not None
-            self.token, self.conversation = ready.token, ready.conversation
-            for message in ready.messages:
-                self.keep(message.seq, message.message, message.role, message.text)
-            if ready.seq != max(self.known, default=0):
-                self.problems.append(f"{self.name}: ready says {ready.seq}, and there are {len(self.known)}")
-            yield socket
-
-    async def _turn(self, socket: ClientConnection, text: str) -> bool:
-        """Say it, and wait until it is answered."""
-        await socket.send(encode(Say(id=text, text=text, options=OPTIONS)))
-        asked = None
-        while True:
-            message = await self._next(socket)
-            if isinstance(message, Accepted):
-                asked = message.message
-                self.keep(message.seq, message.message, "user", text)
-                if self.accepted.setdefault(message.id, message.seq) != message.seq:
-                    self.problems.append(f"{self.name}: {message.id} was accepted twice, differently")
-            elif isinstance(message, Message):
-                new = message.seq not in self.known
-                self.keep(message.seq, message.message, message.role, message.text)
-                self.replies += new and message.role == "agent"
-                if asked is not None and message.answers == asked:
-                    return True
-            elif isinstance(message, Error):
-                if message.retry_after is None:
-                    self.problems.append(f"{self.name}: {message.code}: {message.message}")
-                    raise ConnectionClosed(None, None)
-                await asyncio.sleep(message.retry_after)
-                await socket.send(encode(Say(id=text, text=text, options=OPTIONS)))
-            elif isinstance(message, GoingAway):
-                raise ConnectionClosed(None, None)
-
-    async def _next(self, socket: ClientConnection) -> Any:
-        async with asyncio.timeout(ANSWERING):
-            frame = await socket.recv()
-        assert isinstance(frame, str)
-        return parse_server(frame)
-
-    def keep(self, seq: int, message: str, role: str, text: str) -> None:
-        """Told that it is kept: once more is harmless, anything else is a problem."""
-        if seq != max(self.known, default=0) + 1 and seq not in self.known:
-            self.problems.append(f"{self.name}: {seq} after {max(self.known, default=0)}")
-        if self.known.setdefault(seq, (message, role, text)) != (message, role, text):
-            self.problems.append(f"{self.name}: {seq} is another message now")
-
-
 # --- a run ------------------------------------------------------------------------------------------------
 
 
 async def run(
-    url: str, models: Path | None, *, kills: int, chats: int, longest: float, seed: int = 0
+    place: Place,
+    models: Path | None,
+    faults: Sequence[str],
+    *,
+    chats: int,
+    longest: float,
+    seconds: float = 10.0,
+    seed: int = 0,
 ) -> Outcome:
-    """Serve the database at `url`, which is at the newest migration, and kill the server `kills` times.
+    """Serve the database of `place` and make the server fail in each of these ways, in this order.
 
-    longest: seconds from a start to the kill after it, at most. seed: of the moments.
+    longest: seconds from one fault to the next, at most. seconds: that what is broken stays so. seed: of the
+    moments.
     """
     moments = random.Random(seed)
-    port = free_port()
+    await asyncio.to_thread(database.upgrade, place.url)
+    server = ServerProcess(place.url, models, faulty=not ENGINE.isdisjoint(faults))
     clients = [Chat(f"chat{number}") for number in range(chats)]
-    tasks = [asyncio.create_task(client.run(port)) for client in clients]
+    scene = Scene(place, server, clients, seconds, moments)
+    problems: list[str] = []
+    recoveries: dict[str, list[float]] = {}
+    tasks = [asyncio.create_task(client.run(server.port)) for client in clients]
     try:
-        for _ in range(kills):
-            process = await asyncio.to_thread(started, url, models, port)
+        await asyncio.to_thread(server.start)
+        for name in faults:
             await asyncio.sleep(moments.uniform(0.05, longest))
-            process.kill()
-            await asyncio.to_thread(process.wait, 30)
-        process = await asyncio.to_thread(started, url, models, port)
-        try:
-            for client in clients:
-                client.stopping = True
-            async with asyncio.timeout(STARTING):
-                await asyncio.gather(*tasks)
-        finally:
-            process.terminate()
-            await asyncio.to_thread(process.wait, 60)
+            problems += await FAULTS[name].act(scene)
+            if FAULTS[name].lasting:
+                took, left = await recovery(scene)
+                recoveries.setdefault(name, []).append(took)
+                problems += [f"after {name}: {problem}" for problem in left]
+        for client in clients:
+            client.stopping = True
+        async with asyncio.timeout(STARTING):
+            await asyncio.gather(*tasks)
+        await asyncio.to_thread(server.terminate)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    problems = [problem for client in clients for problem in client.problems]
-    problems += await asyncio.to_thread(compare, url, clients)
+        await asyncio.to_thread(server.kill)
+    problems += [problem for client in clients for problem in client.problems]
+    problems += await asyncio.to_thread(compare, place.url, clients)
     return Outcome(
-        kills,
+        tuple(faults),
         sum(len(client.accepted) for client in clients),
         sum(client.replies for client in clients),
         sum(client.resumed for client in clients),
         tuple(problems),
+        recoveries,
     )
+
+
+async def recovery(scene: Scene) -> tuple[float, list[str]]:
+    """Seconds until each client has been answered once more, and what is wrong if one is not."""
+    now = asyncio.get_running_loop().time
+    began, before = now(), {client.name: client.turns for client in scene.clients}
+    while waiting := [each.name for each in scene.clients if each.turns == before[each.name]]:
+        if now() - began > RECOVERING:
+            return now() - began, [f"{name} was not answered within {RECOVERING:g} s" for name in waiting]
+        await asyncio.sleep(0.02)
+    took = now() - began
+    ready = await asyncio.to_thread(lambda: scene.server.ready)
+    return took, [] if ready else ["/readyz is red"]
+
+
+def drawn(names: Sequence[str], times: int, seed: int) -> list[str]:
+    """So many faults of these kinds, each as often as the others, in any order."""
+    found = [names[number % len(names)] for number in range(times)]
+    random.Random(seed).shuffle(found)
+    return found
+
+
+# --- what is wrong ----------------------------------------------------------------------------------------
 
 
 def compare(url: str, clients: Sequence[Chat]) -> list[str]:
@@ -241,75 +183,96 @@ def _compare_one(store: Store, client: Chat) -> list[str]:
     ]
 
 
-def started(url: str, models: Path | None, port: int) -> subprocess.Popen[bytes]:
-    """A server that answers on `port`. Raises RuntimeError when it does not come up."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "server", "serve", "--port", str(port), "--database-url", url]
-        + ([] if models is None else ["--models", str(models)])
-        + ["--threads", "1", "--log-level", "error", "--drain-seconds", "1"],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    assert process.stdout is not None
-    with process.stdout as output:
-        line = output.readline()
-    if not line.startswith(b"Turnwise is ready"):
-        process.kill()
-        process.wait()
-        raise RuntimeError(f"the server did not come up on port {port}")
-    return process
-
-
-def free_port() -> int:
-    """One that nobody listens on just now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+# --- the command ------------------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.killing", description="Kill the server while people talk."
-    )
-    parser.add_argument("--database-url", metavar="URL", help="default: a fresh SQLite file")
-    parser.add_argument("--models", type=Path, metavar="DIR", help="default: the model that ships")
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--chats", type=int, default=32)
-    parser.add_argument(
-        "--longest", type=float, default=6.0, help="seconds from a start to its kill, at most"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        url = options.database_url or f"sqlite:///{Path(folder) / 'killing.db'}"
-        database.upgrade(url)
-        outcome = asyncio.run(
-            run(
-                url,
-                options.models,
-                kills=options.kills,
-                chats=options.chats,
-                longest=options.longest,
-                seed=options.seed,
+    options = _options(arguments)
+    faults = drawn(options.faults, options.kills, options.seed)
+    try:
+        with _place(options) as place:
+            outcome = asyncio.run(
+                run(
+                    place,
+                    options.models,
+                    faults,
+                    chats=options.chats,
+                    longest=options.longest,
+                    seconds=options.seconds,
+                    seed=options.seed,
+                )
             )
-        )
-        kind = database.parse(url).drivername
+            kind = database.parse(place.url).drivername
+    except Missing as reason:
+        print(reason, file=sys.stderr)
+        return 2
     report(
         f"killing_{kind}_wrong",
         len(outcome.problems),
         "messages or conversations",
         outcome.acknowledged,
         "acknowledged messages",
-        kills=outcome.kills,
+        faults=Counter(outcome.faults),
         accepted=outcome.accepted,
         replies=outcome.replies,
         resumed=outcome.resumed,
     )
+    for name, seconds in outcome.recoveries.items():
+        what = "the longest that is waited for"
+        report(
+            f"recovery_{kind}_{name}",
+            statistics.median(seconds),
+            "s",
+            RECOVERING,
+            what,
+            longest=round(max(seconds), 3),
+        )
     for problem in outcome.problems[:20]:
         print(problem, file=sys.stderr)
     return 1 if outcome.problems else 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.killing", description="Make the server fail while people talk."
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--database-url", metavar="URL", help="default: a fresh SQLite file")
+    where.add_argument("--postgresql", action="store_true", help="a PostgreSQL of its own, to be broken too")
+    parser.add_argument("--models", type=Path, metavar="DIR", help="default: the model that ships")
+    parser.add_argument(
+        "--faults",
+        nargs="+",
+        choices=[*FAULTS, "all"],
+        default=["kill"],
+        metavar="NAME",
+        help=f"{', '.join(FAULTS)}; all: those that can be had there (default: kill)",
+    )
+    parser.add_argument("--kills", type=int, default=50, help="faults in all (default: 50)")
+    parser.add_argument("--chats", type=int, default=32)
+    parser.add_argument(
+        "--longest", type=float, default=6.0, help="seconds from one fault to the next, at most"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="that what is broken stays so (default: 10)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    there = available(options.postgresql, options.database_url)
+    if "all" in options.faults:
+        options.faults = there
+    if missing := [name for name in options.faults if name not in there]:
+        parser.error(f"{', '.join(missing)}: not with this database")
+    return options
+
+
+@contextmanager
+def _place(options: argparse.Namespace) -> Iterator[Place]:
+    if options.database_url is not None:
+        yield Place(options.database_url)
+        return
+    with fresh_place(options.faults, options.postgresql) as place:
+        yield place
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.figures import interleaved, report
-from benchmarks.joeynmt_peer import Peer
+from benchmarks.peers import Trainer
 from chatbot import cells
 from chatbot.config import ModelConfig
 from chatbot.model import DialogueBatch, Seq2Seq
@@ -79,7 +79,7 @@ def pairs(runs: int, device: torch.device, precision: str, joeynmt: str | None) 
 
     steps: list[Callable[[], None]] = [ours, reference, bare_kernels(device, dtype)]
     names = ["the same model, recurrences differentiated by torch", "bare GRU layers and softmax product"]
-    peer = Peer(joeynmt, torch.get_num_threads()) if joeynmt and precision == "fp32" else None
+    peer = Trainer(joeynmt, torch.get_num_threads()) if joeynmt and precision == "fp32" else None
     if peer is not None:
         steps.append(peer.step)
         names.append("JoeyNMT 2.3, recurrent with attention, the same sizes")
@@ -195,7 +195,7 @@ def dialogues(runs: int, device: torch.device, file: Path | None, joeynmt: str |
         peer = None
         if joeynmt:
             pairs = list(reply_pairs(corpus, plan[0].tolist(), tokens))
-            peer = Peer(joeynmt, torch.get_num_threads(), pairs)
+            peer = Trainer(joeynmt, torch.get_num_threads(), pairs)
             steps.append(peer.step)
             names.append(f"JoeyNMT 2.3, recurrent with attention, pairs with the last {tokens} tokens")
         own, *others = interleaved(runs, *steps)

@@ -384,11 +384,14 @@ class Engine:
             raise EngineUnhealthy(f"no token within {wait:g} s") from None
 
     def look_after(self) -> None:
-        """Give up threads that hang: their replies fail, and another thread takes their place."""
+        """Give up threads that hang or have ended: their replies fail, and others take their place."""
         self._stuck = [worker for worker in self._stuck if worker.alive]
         for station in list(self._stations):
             worker = station.worker
-            if worker is not None and self._hangs(worker):
+            if worker is not None and not worker.alive:
+                logs.event(log, logging.ERROR, "engine_ended", model=station.speaker.fingerprint)
+                station.worker = None
+            elif worker is not None and self._hangs(worker):
                 logs.event(log, logging.ERROR, "engine_hangs", model=station.speaker.fingerprint)
                 worker.stop()  # if it ever returns
                 self._stuck.append(worker)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -31,6 +31,16 @@ PATIENCE = 20.0
 """Seconds to wait for one frame: far above what it takes, so that a slow machine is no failure."""
 
 Kind = TypeVar("Kind", bound=ServerMessage)
+
+
+def run(test: Callable[[], Awaitable[None]], seconds: float = 60.0) -> None:
+    """Carry a test out on an event loop of its own, within the time."""
+
+    async def in_time() -> None:
+        async with asyncio.timeout(seconds):
+            await test()
+
+    asyncio.run(in_time())
 
 
 class ChatClient:

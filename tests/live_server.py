@@ -115,6 +115,13 @@ class ServerProcess:
         status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
 
+    @property
+    def cpu_seconds(self) -> float:
+        """That all its threads have used so far."""
+        stat = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="utf-8")
+        user, system = stat.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
 
 def clean_environment() -> dict[str, str]:
     """This process's, without what would be a setting of the server."""

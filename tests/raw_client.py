@@ -24,10 +24,14 @@ UPGRADE = (
 class RawClient:
     """A connection; what it is sent is read frame by frame. Every wait is bounded by the socket's timeout."""
 
-    def __init__(self, address: str, timeout: float = 20.0) -> None:
+    def __init__(self, address: str, timeout: float = 20.0, receive_buffer: int | None = None) -> None:
         self.host = address.removeprefix("http://")
         name, _, port = self.host.partition(":")
-        self.socket = socket.create_connection((name, int(port)), timeout=timeout)
+        self.socket = socket.socket()
+        self.socket.settimeout(timeout)
+        if receive_buffer is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.connect((name, int(port)))
         self._received = b""
 
     def send(self, data: bytes) -> None:
@@ -99,9 +103,9 @@ class RawClient:
 
 
 @contextmanager
-def raw(address: str, timeout: float = 20.0) -> Iterator[RawClient]:
-    """A connection on which nothing has been said."""
-    client = RawClient(address, timeout)
+def raw(address: str, timeout: float = 20.0, receive_buffer: int | None = None) -> Iterator[RawClient]:
+    """A connection on which nothing has been said. receive_buffer: bytes that the system may hold for it."""
+    client = RawClient(address, timeout, receive_buffer)
     try:
         yield client
     finally:

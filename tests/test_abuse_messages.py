@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from server.protocol import Cancel, Error, Hello, Message, Ping, Pong, Rate, Rated, Regenerate, Say
-from tests.chat_client import ChatClient, chatting
+from tests.chat_client import ChatClient, chatting, run
 from tests.databases import KINDS, fresh_database
 from tests.live_server import LiveServer, serving
 from tests.scripted_batcher import parrot
@@ -32,14 +32,6 @@ def server(
         serving(url, tiny_model_dir, parrot) as running,
     ):
         yield running
-
-
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    async def in_time() -> None:
-        async with asyncio.timeout(60):
-            await test()
-
-    asyncio.run(in_time())
 
 
 async def error_of(client: ChatClient, frame: str | bytes) -> Error:

@@ -7,7 +7,6 @@ import gc
 import ssl
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -18,32 +17,14 @@ from server.limits import MAX_HEADERS, from_this_machine
 from server.protocol import Error, Hello, Ping, Pong
 from server.settings import Settings
 from server.wire import ChatProtocol
-from tests.chat_client import ChatClient, chatting
+from tests.chat_client import ChatClient, chatting, run
 from tests.live_server import LiveServer, serving
 from tests.raw_client import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, UPGRADE, frame, raw
 from tests.scripted_batcher import parrot
 
+pytest_plugins = ["tests.chat_fixtures"]
+
 SAY_PING = b'{"type": "ping"}'
-
-
-@pytest.fixture(scope="module")
-def server(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    url = f"sqlite:///{tmp_path_factory.mktemp('abuse') / 'turnwise.db'}"
-    with serving(url, tiny_model_dir, parrot) as running:
-        yield running
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'turnwise.db'}"
-
-
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    async def in_time() -> None:
-        async with asyncio.timeout(60):
-            await test()
-
-    asyncio.run(in_time())
 
 
 def still_serves(server: LiveServer) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import decoding, joeynmt_peer, joeynmt_search, training
+from benchmarks import decoding, peers, training
 from benchmarks.figures import interleaved
 from chatbot.transcripts import write_transcripts
 from tests.small import orders
@@ -55,16 +56,28 @@ for _ in sys.stdin:
 
 def test_a_peer_takes_a_step_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "peer.py").write_text(PEER)
-    monkeypatch.setattr(joeynmt_peer, "__file__", str(tmp_path / "peer.py"))
-    lasting = joeynmt_peer.Peer(sys.executable, 2)
+    monkeypatch.setattr(peers, "TRAINER", tmp_path / "peer.py")
+    lasting = peers.Trainer(sys.executable, 2)
     lasting.step()
     lasting.step()
     lasting.close()
-    ending = joeynmt_peer.Peer(sys.executable, 1)
+    ending = peers.Trainer(sys.executable, 1)
     ending.step()
     with pytest.raises((RuntimeError, BrokenPipeError)):
         ending.step()
     ending.close()
+
+
+@pytest.mark.parametrize(("script", "told"), [(peers.TRAINER, "[]\n"), (peers.SEARCHER, "")])
+def test_a_peer_needs_nothing_of_this_project_but_what_is_beside_it(
+    script: Path, told: str, tmp_path: Path
+) -> None:
+    """Here it gets as far as JoeyNMT, which is not installed."""
+    done = subprocess.run(
+        [sys.executable, script, "1"], input=told, capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'joeynmt'"
 
 
 def test_the_pairs_of_a_dialogue_hold_what_came_before() -> None:
@@ -104,7 +117,7 @@ def test_decoding_is_measured_beside_a_peer_that_searches(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "peer.py").write_text(SEARCHER)
-    monkeypatch.setattr(joeynmt_search, "__file__", str(tmp_path / "peer.py"))
+    monkeypatch.setattr(peers, "SEARCHER", tmp_path / "peer.py")
     argv = [str(tiny_model_dir), "--runs", "1", "--joeynmt", sys.executable, "--only", "beam"]
     monkeypatch.setattr(sys, "argv", ["benchmarks.decoding", *argv, "--precision", "float32"])
     decoding.main()

@@ -11,35 +11,30 @@ import re
 import sqlite3
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.error import HTTPError
 
 import pytest
 
+from benchmarks.breakable import Cluster, SmallDisk
 from server import database
 from server.protocol import Accepted, Error, Message, Ready, Say
 from server.store import NewReply, Store
-from tests.chat_client import ChatClient, chatting
-from tests.faults.cluster import cluster
-from tests.faults.small_disk import small_disk
+from tests.chat_client import ChatClient, chatting, run
 from tests.live_server import LiveServer, serving
-from tests.scripted_batcher import parrot
+from tests.scripted_batcher import ScriptedBatcher, parrot
+
+pytest_plugins = ["tests.fault_fixtures"]
 
 PATIENCE = 45.0
 """Seconds for something to be noticed or to be well again: far above what it takes."""
-
-
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    async def in_time() -> None:
-        async with asyncio.timeout(110):
-            await test()
-
-    asyncio.run(in_time())
+LIMIT = 110.0
+"""Seconds for a whole test."""
 
 
 def readiness(server: LiveServer) -> tuple[int, Any]:
@@ -113,8 +108,10 @@ class Visitor:
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("seconds", [1, pytest.param(10, marks=pytest.mark.slow)])
-def test_a_postgresql_that_stops_and_comes_back(tiny_model_dir: Path, seconds: float) -> None:
-    with cluster() as postgres, serving(postgres.url, tiny_model_dir, parrot) as server:
+def test_a_postgresql_that_stops_and_comes_back(
+    tiny_model_dir: Path, postgres: Cluster, seconds: float
+) -> None:
+    with serving(postgres.url, tiny_model_dir, parrot) as server:
 
         async def test() -> None:
             visitor = Visitor(server)
@@ -134,13 +131,13 @@ def test_a_postgresql_that_stops_and_comes_back(tiny_model_dir: Path, seconds: f
             await visitor.says("afterwards")
             await asyncio.to_thread(visitor.finds_all_of_it)
 
-        run(test)
+        run(test, LIMIT)
 
 
 @pytest.mark.postgres
-def test_a_postgresql_that_stops_before_a_reply_is_kept(tiny_model_dir: Path) -> None:
+def test_a_postgresql_that_stops_before_a_reply_is_kept(tiny_model_dir: Path, postgres: Cluster) -> None:
     """The reply is an error, and is made again when the visitor comes back."""
-    with cluster() as postgres, serving(postgres.url, tiny_model_dir, parrot) as server:
+    with serving(postgres.url, tiny_model_dir, parrot) as server:
 
         async def test() -> None:
             visitor = Visitor(server)
@@ -159,12 +156,12 @@ def test_a_postgresql_that_stops_before_a_reply_is_kept(tiny_model_dir: Path) ->
             await visitor.says("question")
             await asyncio.to_thread(visitor.finds_all_of_it)
 
-        run(test)
+        run(test, LIMIT)
 
 
 @pytest.mark.postgres
-def test_a_postgresql_that_may_only_be_read(tiny_model_dir: Path) -> None:
-    with cluster() as postgres, serving(postgres.url, tiny_model_dir, parrot) as server:
+def test_a_postgresql_that_may_only_be_read(tiny_model_dir: Path, postgres: Cluster) -> None:
+    with serving(postgres.url, tiny_model_dir, parrot) as server:
 
         async def test() -> None:
             visitor = Visitor(server)
@@ -180,49 +177,46 @@ def test_a_postgresql_that_may_only_be_read(tiny_model_dir: Path) -> None:
             await visitor.says("meanwhile")
             await asyncio.to_thread(visitor.finds_all_of_it)
 
-        run(test)
+        run(test, LIMIT)
 
 
 # --- SQLite -----------------------------------------------------------------------------------------------
 
 
-def test_a_disk_that_is_full_until_there_is_room(tiny_model_dir: Path, tmp_path: Path) -> None:
-    with small_disk(tmp_path, megabytes=8) as disk:
-        url = f"sqlite:///{disk.folder / 'turnwise.db'}"
-        with serving(url, tiny_model_dir, parrot) as server:
+def test_a_disk_that_is_full_until_there_is_room(tiny_model_dir: Path, disk: SmallDisk) -> None:
+    url = f"sqlite:///{disk.folder / 'turnwise.db'}"
+    with serving(url, tiny_model_dir, parrot) as server:
 
-            async def test() -> None:
-                visitor = Visitor(server)
-                await visitor.says("before")
-                disk.fill()
-                async with visitor.connected() as client:
-                    for number in range(100):  # the log has room for some that it has held before
-                        text = f"{number} " + "x" * 3000
-                        await client.send(Say(id=str(number), text=text))
-                        while (
-                            isinstance(message := await client.receive(), Message) or message.type == "delta"
-                        ):
-                            if isinstance(message, Message):
-                                visitor.kept[message.seq] = (message.message, message.text)
-                        if isinstance(message, Error) and message.code != "busy":
-                            break
-                        if isinstance(message, Accepted):
-                            visitor.kept[message.seq] = (message.message, text)
-                    assert isinstance(message, Error)
-                    assert message.code == "internal"
-                    assert message.retry_after
-                    await becomes(server, 503)
-                disk.free()
-                await becomes(server, 200)
-                async with visitor.connected() as client:  # a reply that could not be kept is made now
-                    pass
-                await visitor.says("afterwards")
-                found = server.store.messages(visitor_conversation(visitor), 0, 5000)
-                texts = {m.seq: (m.message_id, m.text) for m in found}
-                assert visitor.kept.items() <= texts.items()
-                assert list(texts) == list(range(1, len(texts) + 1))
+        async def test() -> None:
+            visitor = Visitor(server)
+            await visitor.says("before")
+            disk.fill()
+            async with visitor.connected() as client:
+                for number in range(100):  # the log has room for some that it has held before
+                    text = f"{number} " + "x" * 3000
+                    await client.send(Say(id=str(number), text=text))
+                    while isinstance(message := await client.receive(), Message) or message.type == "delta":
+                        if isinstance(message, Message):
+                            visitor.kept[message.seq] = (message.message, message.text)
+                    if isinstance(message, Error) and message.code != "busy":
+                        break
+                    if isinstance(message, Accepted):
+                        visitor.kept[message.seq] = (message.message, text)
+                assert isinstance(message, Error)
+                assert message.code == "internal"
+                assert message.retry_after
+                await becomes(server, 503)
+            disk.free()
+            await becomes(server, 200)
+            async with visitor.connected() as client:  # a reply that could not be kept is made now
+                pass
+            await visitor.says("afterwards")
+            found = server.store.messages(visitor_conversation(visitor), 0, 5000)
+            texts = {m.seq: (m.message_id, m.text) for m in found}
+            assert visitor.kept.items() <= texts.items()
+            assert list(texts) == list(range(1, len(texts) + 1))
 
-            run(test)
+        run(test, LIMIT)
 
 
 def visitor_conversation(visitor: Visitor) -> str:
@@ -252,7 +246,7 @@ def test_a_database_that_somebody_else_has_locked(
             await visitor.says("meanwhile")
             await asyncio.to_thread(visitor.finds_all_of_it)
 
-        run(test)
+        run(test, LIMIT)
 
 
 # --- the engine -------------------------------------------------------------------------------------------
@@ -279,7 +273,37 @@ def test_an_engine_that_hangs_is_replaced(tiny_model_dir: Path, tmp_path: Path) 
         await asyncio.to_thread(visitor.finds_all_of_it)
 
     with serving(url, tiny_model_dir, parrot, step_seconds=0.5) as server:
-        run(partial(test, server))
+        run(partial(test, server), LIMIT)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("where", ["step", "idle"])
+def test_an_engine_whose_thread_has_ended_is_replaced(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Within a step, or between two. What ends it is no `Exception`: nothing on the thread catches it."""
+
+    def ends(_: ScriptedBatcher) -> NoReturn:
+        monkeypatch.undo()  # the next thread has better luck
+        raise SystemExit
+
+    async def test(server: LiveServer) -> None:
+        visitor = Visitor(server)
+        await visitor.says("before")
+        monkeypatch.setattr(ScriptedBatcher, where, property(ends) if where == "idle" else ends)
+        async with visitor.connected() as client:
+            accepted = await client.say("question", "question")
+            visitor.kept[accepted.seq] = (accepted.message, "question")
+            while not isinstance(message := await client.receive(), Error):
+                assert not isinstance(message, Message)
+            assert (message.code, message.id) == ("internal", "question")
+            assert message.retry_after
+        await visitor.says("question")
+        await becomes(server, 200)
+        await asyncio.to_thread(visitor.finds_all_of_it)
+
+    with serving(f"sqlite:///{tmp_path / 'turnwise.db'}", tiny_model_dir, parrot) as server:
+        run(partial(test, server), LIMIT)
 
 
 # --- the clock --------------------------------------------------------------------------------------------

@@ -10,8 +10,7 @@ import itertools
 import json
 import logging
 import select
-import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,19 +38,12 @@ from server.protocol import (
     encode,
 )
 from server.store import Store, StoreUnavailable
-from tests.chat_client import ChatClient, chatting
+from tests.chat_client import ChatClient, chatting, run
 from tests.live_server import LiveServer, serving
+from tests.raw_client import TEXT, raw
 from tests.scripted_batcher import parrot
 
-
-@pytest.fixture(scope="module")
-def server(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """A server whose model repeats what it hears, as far as `gate` lets it; for tests that leave it as it
-    was.
-    """
-    url = f"sqlite:///{tmp_path_factory.mktemp('live') / 'turnwise.db'}"
-    with serving(url, tiny_model_dir, parrot) as running:
-        yield running
+pytest_plugins = ["tests.chat_fixtures"]
 
 
 @pytest.fixture
@@ -60,19 +52,6 @@ def gate(server: LiveServer) -> Iterator[LiveServer]:
     server.gate.close()
     yield server
     server.gate.open()
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'turnwise.db'}"
-
-
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    async def in_time() -> None:
-        async with asyncio.timeout(60):
-            await test()
-
-    asyncio.run(in_time())
 
 
 async def refusal(client: ChatClient) -> Error:
@@ -777,43 +756,14 @@ def test_there_are_so_many_sockets_for_an_address_and_in_all(tiny_model_dir: Pat
             run(partial(test, running, code))
 
 
-HANDSHAKE = (
-    "GET /v1/chat HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-)
-
-
-def raw_socket(address: str, receive_buffer: int | None = None) -> socket.socket:
-    """A connection after its handshake, which answers no ping unless somebody does it by hand."""
-    host = address.removeprefix("http://")
-    connection = socket.socket()
-    connection.settimeout(20)
-    if receive_buffer is not None:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    connection.connect((host.partition(":")[0], int(host.partition(":")[2])))
-    connection.sendall(HANDSHAKE.format(host=host).encode())
-    answer = b""
-    while not answer.endswith(b"\r\n\r\n"):
-        answer += connection.recv(1)
-    assert answer.startswith(b"HTTP/1.1 101")
-    return connection
-
-
-def text_frame(text: str) -> bytes:
-    """A masked frame, with a mask of zeros."""
-    payload = text.encode()
-    assert len(payload) < 65_536
-    return b"\x81\xfe" + len(payload).to_bytes(2, "big") + b"\0\0\0\0" + payload
-
-
 def test_a_peer_that_answers_no_ping_is_gone_after_two_intervals(tiny_model_dir: Path, url: str) -> None:
     with (
         serving(url, tiny_model_dir, parrot, ping_seconds=0.2) as running,
-        raw_socket(running.address) as silent,
+        raw(running.address) as silent,
     ):
-        silent.sendall(text_frame('{"type": "hello"}'))
-        while silent.recv(4096):
-            pass
+        silent.upgrade()
+        silent.frame(TEXT, b'{"type": "hello"}')
+        assert silent.ended()
 
 
 def test_a_peer_that_never_reads_is_gone_as_soon(tiny_model_dir: Path, url: str) -> None:
@@ -829,9 +779,10 @@ def test_a_peer_that_never_reads_is_gone_as_soon(tiny_model_dir: Path, url: str)
         conversation = running.store.open_conversation(grant.visitor_id)
         for number in range(100):  # 6 MB: more than the kernel's buffers take
             running.store.add_user_turn(conversation, str(number), "x" * 60_000, {})
-        with raw_socket(running.address, receive_buffer=4096) as deaf:
-            deaf.sendall(text_frame(encode(Hello(token=grant.token, conversation=conversation))))
-            select.select([deaf], [], [], 20)  # something has come, and stays where it is
+        with raw(running.address, receive_buffer=4096) as deaf:
+            deaf.upgrade()
+            deaf.frame(TEXT, encode(Hello(token=grant.token, conversation=conversation)).encode())
+            select.select([deaf.socket], [], [], 20)  # something has come, and stays where it is
             run(partial(test, running))
 
 

@@ -7,7 +7,6 @@ import os
 import resource
 import socket
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,27 +16,11 @@ from server.__main__ import main
 from server.app import allow_sockets, give_back_memory
 from server.protocol import Message, Ready
 from server.store import Store
-from tests.chat_client import ChatClient, chatting
-from tests.databases import KINDS, fresh_database
+from tests.chat_client import ChatClient, chatting, run
 from tests.live_server import server_process
 
 LONG = {"decoding": "sample", "min_tokens": 256, "max_tokens": 256}
 """Options of a reply that takes long enough to be interrupted."""
-
-
-@pytest.fixture(params=KINDS)
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    with fresh_database(request.param, tmp_path) as found:
-        database.upgrade(found)
-        yield found
-
-
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    async def in_time() -> None:
-        async with asyncio.timeout(60):
-            await test()
-
-    asyncio.run(in_time())
 
 
 async def begin(client: ChatClient) -> str:
@@ -57,11 +40,11 @@ async def resume(address: str, ready: Ready) -> tuple[tuple[Message, ...], Messa
 
 
 def test_killed_in_mid_reply_it_loses_no_acknowledged_message_and_answers_later(
-    url: str, tiny_model_dir: Path
+    database_url: str, tiny_model_dir: Path
 ) -> None:
     begun: list[tuple[Ready, str]] = []
 
-    with server_process(url, tiny_model_dir) as server:
+    with server_process(database_url, tiny_model_dir) as server:
 
         async def before() -> None:
             async with chatting(server.address) as first, chatting(server.address) as second:
@@ -73,13 +56,13 @@ def test_killed_in_mid_reply_it_loses_no_acknowledged_message_and_answers_later(
 
         run(before)
 
-    store = Store(db := database.connect(url))
+    store = Store(db := database.connect(database_url))
     kept = [store.messages(ready.conversation) for ready, _ in begun]
     db.dispose()
     assert [messages[0].text for messages in kept] == [text for _, text in begun]
     assert any(len(messages) == 1 for messages in kept), "killed too late: both replies were done"
 
-    with server_process(url, tiny_model_dir) as server:
+    with server_process(database_url, tiny_model_dir) as server:
 
         async def after() -> None:
             outcomes = await asyncio.gather(*(resume(server.address, ready) for ready, _ in begun))
