@@ -25,9 +25,11 @@ COPY training training
 COPY migrations migrations
 COPY models models
 COPY deploy deploy
-# Bytecode is written now, for the root file system is read-only later. /data is for an SQLite file.
+# What a new volume at /models begins with; it takes its owner from here too, and so does one at /data.
+COPY --chown=10001:10001 models /models
+# Bytecode is written now, for the root file system is read-only later. /data is for an SQLite file and retrainings.
 RUN /opt/turnwise/bin/python -m compileall -q chatbot server training migrations \
-    && install -d -o 10001 -g 10001 /data
+    && install -d -o 10001 -g 10001 /data /models /transcripts
 
 ENV HOME=/tmp \
     PATH=/opt/turnwise/bin:$PATH \

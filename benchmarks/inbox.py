@@ -1,10 +1,13 @@
-"""``python -m benchmarks.inbox``: how long a page of the operators' inbox takes among a million messages.
+"""``python -m benchmarks.inbox``: how long the inbox and the dashboard take among a million messages.
 
 A database is filled with made-up conversations that overlap, as they do when many visitors chat, some of whom
 come back after a long time; how often words occur follows Zipf's law. Then pages are asked for as the console
 asks: the first and the fiftieth, with each filter, and searches for words that are common, rare, follow each
 other, or are combined with filters. Each figure is the median over the rounds, against the limit of 100 ms;
 `cpu` is for how long this process itself worked for it, whatever else the machine was doing.
+
+`dashboard` is for the figures of the last 30 days, against 300 ms, once the replies of each day have been
+added up, as a server does when it starts; `dashboard_first` includes that.
 
 A database that is given by its URL should be made for this: what is written there stays, so that it can be
 measured again.
@@ -20,7 +23,8 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,11 +34,13 @@ from benchmarks.figures import report
 from server.console import inbox
 from server.console.filters import Filters
 from server.console.inbox import Place
+from server.console.statistics import DAYS, KEPT_FOR, Dashboard
 from server.database import connect, reading, upgrade, writing
 from server.tables import (
     Base,
     Conversation,
     Feedback,
+    Generation,
     Message,
     TopicMap,
     TopicPoint,
@@ -44,6 +50,7 @@ from server.tables import (
 
 LIMIT: Final = 100.0
 """Milliseconds."""
+DASHBOARD_LIMIT: Final = 300.0
 BEGIN: Final = datetime(2025, 1, 1, tzinfo=UTC)
 OPERATOR: Final = "f" * 32
 MODELS: Final = ("a" * 64, "b" * 64, "c" * 64)
@@ -52,6 +59,8 @@ LIVE: Final = 300
 """Conversations that go on at the same time."""
 RETURNS: Final = 0.005
 """Share of messages that are said in a conversation of any time before."""
+FIRST_TIMES: Final = 3
+"""Rounds of what is added up from nothing."""
 TOGETHER: Final = 20_000
 """Rows in one transaction."""
 
@@ -83,10 +92,23 @@ def measure(engine: Engine, messages: int, conversations: int, rounds: int) -> N
             with writing(engine) as connection:
                 connection.execute(text("SET LOCAL statement_timeout = 0"))
                 connection.execute(text("ANALYZE"))
-    of = "the limit"
     scenes = {name: asking(engine, filters) for name, filters in filters_of(words).items()}
     scenes["page_50"] = asking(engine, {}, place_of(engine, 50))
     scenes["counts"] = counting(engine)
+    size = {"messages": max(there, messages), "conversations": conversations}
+    time_scenes(engine, scenes, rounds, LIMIT, size)
+    newest = newest_message(engine)
+    board = dashboard(engine, newest)
+    scenes = {"dashboard": adding_up(lambda: board, newest.date())}
+    time_scenes(engine, scenes, rounds, DASHBOARD_LIMIT, size)
+    scenes = {"dashboard_first": adding_up(lambda: dashboard(engine, newest), newest.date())}
+    time_scenes(engine, scenes, min(rounds, FIRST_TIMES), DASHBOARD_LIMIT, size)
+
+
+def time_scenes(
+    engine: Engine, scenes: dict[str, Callable[[], int]], rounds: int, limit: float, size: dict[str, int]
+) -> None:
+    """They take turns; the first round, which fills the caches, does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in scenes}
     working: dict[str, list[float]] = {name: [] for name in scenes}
     found: dict[str, int] = {}
@@ -94,25 +116,19 @@ def measure(engine: Engine, messages: int, conversations: int, rounds: int) -> N
         for name, ask in scenes.items():
             began, worked = time.perf_counter(), time.thread_time()
             found[name] = ask()
-            seconds[name].append(time.perf_counter() - began)
-            working[name].append(time.thread_time() - worked)
-        if number == 0:  # it has filled the caches
-            for times in (*seconds.values(), *working.values()):
-                times.clear()
-    size = {"messages": max(there, messages), "conversations": conversations}
+            if number:
+                seconds[name].append(time.perf_counter() - began)
+                working[name].append(time.thread_time() - worked)
     for name, times in seconds.items():
-        more = {
-            "p95": round(percentile(times, 95), 3),
-            "cpu": round(1000 * statistics.median(working[name]), 3),
-            "shown": found[name],
-        }
         report(
             f"inbox_{engine.dialect.name}_{name}",
             1000 * statistics.median(times),
             "ms",
-            LIMIT,
-            of,
-            **more,
+            limit,
+            "the limit",
+            p95=round(percentile(times, 95), 3),
+            cpu=round(1000 * statistics.median(working[name]), 3),
+            shown=found[name],
             **size,
         )
 
@@ -176,6 +192,22 @@ def counting(engine: Engine) -> Callable[[], int]:
     return lambda: inbox.counts(engine, OPERATOR).open
 
 
+def dashboard(engine: Engine, newest: datetime) -> Dashboard:
+    """One that has shown nothing in the last minutes, whenever it is asked."""
+    clock = itertools.count(0.0, KEPT_FOR + 1)
+    return Dashboard(engine, clock=lambda: next(clock), now=lambda: newest)
+
+
+def adding_up(board: Callable[[], Dashboard], last: date) -> Callable[[], int]:
+    """Gives how many replies the default range has."""
+    return lambda: board().figures(last - timedelta(DAYS - 1), last).total.replies
+
+
+def newest_message(engine: Engine) -> datetime:
+    with reading(engine) as connection:
+        return connection.execute(select(func.max(Message.created_at))).scalar_one()
+
+
 def place_of(engine: Engine, page: int) -> Place | None:
     """Where that page begins, as one comes to it: page by page."""
     after: Place | None = None
@@ -201,18 +233,16 @@ def fill(engine: Engine, words: Sequence[str], messages: int, conversations: int
     rng = random.Random(11)
     visitors = [_id(rng) for _ in range(max(1, conversations // 3))]
     _write(engine, Visitor, ({"id": each, "token_hash": _id(rng), "created_at": BEGIN} for each in visitors))
-    order, lengths, ends = _course(rng, messages, conversations)
-    ids = [_id(rng) for _ in lengths]
-    rows = (
-        _conversation(rng, ids[number], rng.choice(visitors), number / len(ids), lengths[number], _at(end))
-        for number, end in enumerate(ends)
-    )
-    _write(engine, Conversation, rows)
+    course = _course(rng, messages, conversations)
+    ids = [_id(rng) for _ in course.lengths]
+    _write(engine, Conversation, _conversations(rng, ids, visitors, course))
     replies: list[str] = []
-    _write(engine, Message, _messages(rng, words, order, ids, replies))
+    _write(engine, Message, _messages(rng, words, course.order, ids, replies))
+    _write(engine, Generation, _generations(rng, replies))
     _write(engine, Verdict, _verdicts(rng, rng.sample(replies, min(len(replies), 6000))))
     liked = rng.sample(replies, len(replies) // 50)
-    _write(engine, Feedback, ({"message_id": each, "rating": "up", "updated_at": BEGIN} for each in liked))
+    later = BEGIN + timedelta(seconds=messages)
+    _write(engine, Feedback, ({"message_id": each, "rating": "up", "updated_at": later} for each in liked))
     topics = {"id": _id(rng), "model": MODELS[2], "created_at": BEGIN, "clusters": []}
     _write(engine, TopicMap, iter([topics]))
     points = (
@@ -222,54 +252,66 @@ def fill(engine: Engine, words: Sequence[str], messages: int, conversations: int
     _write(engine, TopicPoint, points)
 
 
-def _course(rng: random.Random, messages: int, conversations: int) -> tuple[list[int], list[int], list[int]]:
-    """The conversation of each message in the order in which they were said; of each conversation the number
-    of its messages and the place of its last.
+@dataclass(slots=True)
+class Course:
+    """order: the conversation of each message in the order in which they were said. Of each conversation,
+    the number of its messages and the places of its first and its last.
     """
-    order: list[int] = []
-    lengths: list[int] = []
-    ends: list[int] = []
+
+    order: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    begins: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+
+
+def _course(rng: random.Random, messages: int, conversations: int) -> Course:
+    course = Course()
     live: list[int] = []
     share = conversations / messages
     for place in range(messages):
         if not live or rng.random() < share:
-            live.append(len(lengths))
-            lengths.append(0)
-            ends.append(0)
+            live.append(len(course.lengths))
+            course.lengths.append(0)
+            course.begins.append(0)
+            course.ends.append(0)
             if len(live) > LIVE:
                 live[rng.randrange(LIVE)] = live.pop()
             number = live[-1]
         elif rng.random() < RETURNS:
-            number = rng.randrange(len(lengths))
+            number = rng.randrange(len(course.lengths))
         else:
             number = live[int(rng.random() * len(live))]
-        order.append(number)
-        lengths[number] += 1
-        ends[number] = place
-    return order, lengths, ends
+        if not course.lengths[number]:
+            course.begins[number] = place
+        course.order.append(number)
+        course.lengths[number] += 1
+        course.ends[number] = place
+    return course
 
 
-def _conversation(
-    rng: random.Random, key: str, visitor: str, age: float, length: int, at: datetime
-) -> dict[str, Any]:
-    """age: 0 for the first conversation, 1 for the last."""
-    taken = rng.random() < 0.0005
-    closed = not taken and rng.random() < 0.3
-    return {
-        "id": key,
-        "visitor_id": visitor,
-        "last_seq": length,
-        "created_at": BEGIN,
-        "updated_at": at,
-        "owner": "operator" if taken else "bot",
-        "operator_id": rng.choice([OPERATOR, "e" * 32]) if taken else None,
-        "waiting_since": at if not taken and rng.random() < 0.001 else None,
-        "closed_at": at if closed else None,
-        "reviewed_at": at if rng.random() < 0.05 else None,
-        "model": MODELS[int(age * len(MODELS))],
-        "confidence": rng.betavariate(5, 2),
-        "thumbs_down": rng.random() < 0.03,
-    }
+def _conversations(
+    rng: random.Random, ids: Sequence[str], visitors: Sequence[str], course: Course
+) -> Iterator[dict[str, Any]]:
+    for number, (key, length) in enumerate(zip(ids, course.lengths, strict=True)):
+        at = _at(course.ends[number])
+        taken = rng.random() < 0.0005
+        closed = not taken and rng.random() < 0.3
+        yield {
+            "id": key,
+            "visitor_id": rng.choice(visitors),
+            "last_seq": length,
+            "created_at": _at(course.begins[number]),
+            "updated_at": at,
+            "owner": "operator" if taken else "bot",
+            "operator_id": rng.choice([OPERATOR, "e" * 32]) if taken else None,
+            "owner_version": int(taken or rng.random() < 0.02),
+            "waiting_since": at if not taken and rng.random() < 0.001 else None,
+            "closed_at": at if closed else None,
+            "reviewed_at": at if rng.random() < 0.05 else None,
+            "model": _model(number / len(ids)),
+            "confidence": rng.betavariate(5, 2),
+            "thumbs_down": rng.random() < 0.03,
+        }
 
 
 def _messages(
@@ -295,6 +337,26 @@ def _messages(
         }
 
 
+def _generations(rng: random.Random, replies: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for number, each in enumerate(replies):
+        length = rng.randint(4, 30)
+        first = rng.lognormvariate(3, 1)
+        yield {
+            "message_id": each,
+            "finish_reason": "stop" if rng.random() < 0.97 else "abstained",
+            "model": _model(number / len(replies)),
+            "options": {"decoding": "beam", "beam_size": 5, "temperature": 1.0, "max_tokens": 60},
+            "seed": number,
+            "token_ids": [rng.randrange(8000) for _ in range(length)],
+            "logprobs": [-rng.random() for _ in range(length)],
+            "alternatives": [],
+            "queued_ms": 1.0,
+            "first_token_ms": first,
+            "total_ms": first + length * rng.uniform(2, 6),
+            "confidence": rng.betavariate(5, 2),
+        }
+
+
 def _verdicts(rng: random.Random, replies: Sequence[str]) -> Iterator[dict[str, Any]]:
     for each in replies:
         labels = rng.sample(["wrong", "rude", "unclear", "too long"], rng.randint(0, 2))
@@ -314,6 +376,11 @@ def _write(engine: Engine, table: type[Base], rows: Iterator[dict[str, Any]]) ->
             if engine.dialect.name == "postgresql":
                 connection.execute(text("SET LOCAL statement_timeout = 0"))
             connection.execute(insert(table), part)
+
+
+def _model(age: float) -> str:
+    """age: 0 for what was first, below 1 for what was last."""
+    return MODELS[int(age * len(MODELS))]
 
 
 def _id(rng: random.Random) -> str:

@@ -34,7 +34,7 @@ from server.console import api
 from server.console.accounts import Accounts
 from server.console.context import Console
 from server.console.job_runner import JobRunner
-from server.conversations import Abstention, Bounds, Conversations
+from server.conversations import Bounds, Conversations
 from server.engine import PROBES, Engine, Steps
 from server.hot_swap import HotSwap
 from server.keys import Keys
@@ -45,6 +45,7 @@ from server.offload import Offload
 from server.openai_api import OpenAiApi
 from server.openai_request import MAX_CHOICES, Limits
 from server.protocol import MAX_FRAME
+from server.replying import Abstention
 from server.rollouts import Rollouts
 from server.session import Rules
 from server.settings import Settings
@@ -180,7 +181,8 @@ class Application:
     async def _look_elsewhere(self) -> None:
         """An SQLite database has one server."""
         if self._console.db.dialect.name == "postgresql":
-            await elsewhere.follow(self._console.conversations)
+            console = self._console
+            await elsewhere.follow(console.conversations.look_elsewhere, console.elsewhere.look)
 
     def look_for_model(self) -> None:
         """Look at once whether another model is to be used."""
@@ -203,9 +205,11 @@ class Application:
             sampling = asyncio.create_task(self._metrics.watch_loop(time.monotonic), name="loop lag")
             rolling = asyncio.create_task(self._rollouts.follow(), name="rollouts")
             looking = asyncio.create_task(self._look_elsewhere(), name="elsewhere")
+            warming = asyncio.create_task(self._console.dashboard.warm_up(), name="dashboard")
             try:
                 yield
             finally:
+                warming.cancel()
                 looking.cancel()
                 following.cancel()
                 sampling.cancel()

@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from server import logs
-from server.conversations import Conversations
 from server.ledger import Refusal
 from server.store import StoreError
 
@@ -23,12 +22,13 @@ EVERY: Final = 1.0
 
 
 async def follow(
-    conversations: Conversations, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    *looks: Callable[[], Awaitable[None]], sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 ) -> None:
-    """Look until cancelled."""
+    """Look, in this order, until cancelled."""
     while True:
         await sleep(EVERY)
-        try:
-            await conversations.look_elsewhere()
-        except (StoreError, Refusal) as error:  # a database that is away now is asked again
-            logs.event(log, logging.WARNING, "look_failed", error=logs.place(error))
+        for look in looks:
+            try:
+                await look()
+            except (StoreError, Refusal) as error:  # a database that is away now is asked again
+                logs.event(log, logging.WARNING, "look_failed", error=logs.place(error))

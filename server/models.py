@@ -247,6 +247,9 @@ def _taken_in(models: Path, source: Path, rows: int) -> Path:
     try:
         shutil.copytree(source, aside, symlinks=True)
         try_out(model_directory.load(aside), rows)
+        in_use = _in_use(models)
+        if in_use is not None and not (models / ACTIVE).exists():  # the only one needs no pointer until now
+            _replace(models / ACTIVE, f"{in_use}\n")
         aside.rename(target)
     except OSError as error:
         raise ModelDirectoryError(models, f"cannot copy the model: {error.strerror}") from None

@@ -29,7 +29,6 @@ from starlette.types import Receive, Scope, Send
 from chatbot.options import MAX_SEED, DecodingOptions
 from chatbot.replies import Failed, Piece, ReplyRequest
 from server import logs, openai_answers
-from server.conversations import SEEDS, storable
 from server.engine import Engine, EngineBusy, Generation, Permit
 from server.keys import Keys
 from server.limits import Shares
@@ -40,6 +39,7 @@ from server.openai_errors import ApiError, bad_request
 from server.openai_request import MAX_BODY, Asked, Limits, parse, unknown_model
 from server.openai_stop import StopStrings
 from server.places import RECONNECT_AFTER
+from server.replying import SEEDS, storable
 from server.speaker import Speaker
 from server.store_errors import StoreUnavailable
 

@@ -160,12 +160,21 @@ class Settings(BaseModel):
         Path("jobs"), description="directory in which retraining works; it holds texts while it does"
     )
     job_threads: int = Field(0, ge=0, le=1024, description="threads of a retraining; 0 is half of the cores")
+    indexes_dir: Path | None = Field(
+        None,
+        description="directory with indexes of what models learned; left out, indexes beside --jobs-dir",
+    )
     metrics: Literal["open", "key", "off"] = Field(
         "open", description="who may read /metrics: anyone, programs with an API key, or nobody"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least level that is logged"
     )
+
+    @property
+    def indexes(self) -> Path:
+        """The directory that `indexes_dir` means."""
+        return self.indexes_dir or self.jobs_dir.parent / "indexes"
 
 
 def flag(name: str) -> str:

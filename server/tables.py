@@ -167,6 +167,14 @@ class Message(Base):
             sqlite_where=text("NOT superseded"),
             postgresql_where=text("NOT superseded"),
         ),
+        # The dashboard: server.console.statistics says it in the same words.
+        Index(None, "created_at"),
+        Index(
+            "ix_message_by_operator",
+            "created_at",
+            sqlite_where=text("operator_id IS NOT NULL"),
+            postgresql_where=text("operator_id IS NOT NULL"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -215,7 +223,10 @@ class Feedback(Base):
     """What the visitor thinks of a reply: the last word only."""
 
     __tablename__ = "feedback"
-    __table_args__ = (CheckConstraint("rating IN ('up', 'down')", name="rating"),)
+    __table_args__ = (
+        CheckConstraint("rating IN ('up', 'down')", name="rating"),
+        Index(None, "updated_at"),
+    )
 
     message_id: Mapped[str] = mapped_column(ForeignKey("message.id", ondelete="CASCADE"), primary_key=True)
     rating: Mapped[str | None]
@@ -285,7 +296,12 @@ class AuditEntry(Base):
     """
 
     __tablename__ = "audit"
-    __table_args__ = (Index(None, "action", "operator", "at"),)
+    __table_args__ = (
+        Index(None, "action", "operator", "at"),
+        Index(None, "at", "id"),
+        Index(None, "action", "at", "id"),
+        Index(None, "operator", "at", "id"),
+    )
 
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
     at: Mapped[datetime]

@@ -33,8 +33,8 @@ from chatbot.terms import rows_needed
 from chatbot.tokenizer import clip_turn
 from chatbot.transcripts import Role
 from server import models
-from server.conversations import storable
 from server.database import reading
+from server.replying import storable
 from server.store_errors import UnknownConversation
 from server.tables import Conversation, Generation, Message
 

@@ -419,7 +419,7 @@ def main() -> None:
         audit.note(connection, "Ada", "label.add", "Too long")
         audit.note(connection, "Ada", "job.queue", job, settings={"gate.adoption": 0.5})
         audit.note(connection, "Ben", "conversations.export", None, format="csv", masked=True, filters=[])
-        audit.note(connection, "Ada", "operator_added", "Ben", role="reviewer")
+        audit.note(connection, "Ada", "operator.add", "Ben", role="reviewer")
     db.dispose()
 
 

@@ -25,14 +25,17 @@ def test_every_page_is_measured_and_what_was_written_is_measured_again(
     inbox.main([*again, "1"])
     first = figures(capsys)
     names = inbox.filters_of(vocabulary())
-    assert list(first) == [f"inbox_sqlite_{name}" for name in [*names, "page_50", "counts"]]
-    assert all(figure.keys() >= KEYS and figure["reference"] == 100 for figure in first.values())
+    boards = ["dashboard", "dashboard_first"]
+    assert list(first) == [f"inbox_sqlite_{name}" for name in [*names, "page_50", "counts", *boards]]
+    assert all(figure.keys() >= KEYS for figure in first.values())
+    assert {figure["reference"] for figure in first.values()} == {100, 300}
     empty = {"search_nothing", "search_rare_phrase", "very_unsure", "search_rare_closed", "time"}
     empty |= {"waiting", "taken", "mine", "search_common_waiting", "search_rare", "page_50"}  # or nearly
     for name in names.keys() - empty:
         assert first[f"inbox_sqlite_{name}"]["shown"] > 0, name
     assert first["inbox_sqlite_search_nothing"]["shown"] == 0
     assert first["inbox_sqlite_first_page"]["shown"] == 50
+    assert all(2000 < first[f"inbox_sqlite_{name}"]["shown"] < 3000 for name in boards)
 
     inbox.main([*again, "2"])
     second = figures(capsys)
@@ -44,13 +47,13 @@ def test_every_page_is_measured_and_what_was_written_is_measured_again(
         assert connection.scalar(select(func.count()).select_from(Message)) == 6000
         rows = connection.execute(
             select(Conversation.last_seq, func.count(Message.id), func.max(Message.created_at))
-            .add_columns(Conversation.updated_at)
+            .add_columns(func.min(Message.created_at), Conversation.created_at, Conversation.updated_at)
             .join(Message, Message.conversation_id == Conversation.id)
             .group_by(Conversation.id)
         ).all()
         assert len(rows) > LIVE
-        assert all(count == last_seq for last_seq, count, _, _ in rows)
-        assert all(newest == updated_at for _, _, newest, updated_at in rows)
+        assert all(count == last_seq for last_seq, count, *_ in rows)
+        assert all((oldest, newest) == (begun, updated) for _, _, newest, oldest, begun, updated in rows)
         assert len(connection.scalars(select(Verdict.message_id)).all()) > 1000
     engine.dispose()
 

@@ -19,7 +19,7 @@ from sqlalchemy import Engine, insert, select, text, update
 
 from server.console import passwords
 from server.console.accounts import IDLE, LIFETIME, AccountError, Accounts, Identity, Session, csrf_of
-from server.console.audit import entries, note
+from server.console.audit import ACTIONS, Place, entries, note
 from server.database import reading, writing
 from server.tables import AuditEntry, Base, Operator, OperatorSession
 from tests.console_client import PASSWORD, TestConsole, console_over, run
@@ -398,29 +398,39 @@ def test_what_is_done_to_accounts_is_in_the_log(engine: Engine, cheap_hashes: No
     accounts.change(ben.id, disabled=False)
     written = [(e.operator, e.action, e.subject, e.details) for e in reversed(entries(engine))]
     assert written == [
-        (None, "operator_added", "ana", {"role": "admin"}),
-        ("ana", "operator_added", "ben", {"role": "reviewer"}),
-        ("ben", "signed_in", None, None),
-        ("ben", "password_changed", "ben", None),
-        ("ben", "signed_out", None, None),
-        ("ana", "operator_role_changed", "ben", {"role": "admin", "was": "reviewer"}),
-        ("ana", "operator_disabled", "ben", None),
-        ("ana", "operator_password_set", "ben", None),
-        (None, "operator_enabled", "ben", None),
+        (None, "operator.add", "ana", {"role": "admin"}),
+        ("ana", "operator.add", "ben", {"role": "reviewer"}),
+        ("ben", "session.start", None, None),
+        ("ben", "password.change", "ben", None),
+        ("ben", "session.end", None, None),
+        ("ana", "role.change", "ben", {"role": "admin", "was": "reviewer"}),
+        ("ana", "operator.disable", "ben", None),
+        ("ana", "password.set", "ben", None),
+        (None, "operator.enable", "ben", None),
     ]
-    assert [e.action for e in entries(engine, operator="ben", limit=2)] == ["signed_out", "password_changed"]
+    assert [e.action for e in entries(engine, operator="ben", limit=2)] == ["session.end", "password.change"]
     assert entries(engine, operator="\0") == []
 
 
 def test_an_entry_is_kept_only_with_what_it_tells_of(engine: Engine) -> None:
     def in_vain() -> None:
         with writing(engine) as connection:
-            note(connection, "ana", "something")
+            note(connection, "ana", "label.add")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         in_vain()
     assert entries(engine) == []
+
+
+def test_every_action_is_documented_and_no_other_is_noted(engine: Engine) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "operators.md").read_text(encoding="utf-8")
+    _, _, table = page.partition("| action | what was done | subject |\n|---|---|---|\n")
+    rows = [line.split("|")[1] for line in table.partition("\n\n")[0].splitlines()]
+    assert sorted(name for row in rows for name in re.findall(r"`(.+?)`", row)) == sorted(ACTIONS)
+    assert all(re.fullmatch(r"[a-z_]+\.[a-z_]+(\.failed)?", action) for action in ACTIONS)
+    with pytest.raises(ValueError, match="label_added"), writing(engine) as connection:
+        note(connection, "ana", "label_added")
 
 
 # --- over HTTP --------------------------------------------------------------------------------------------
@@ -706,26 +716,26 @@ def test_the_audit_log_is_read_page_by_page(
         admin = await console.sign_in("admin")
         with writing(console.db) as connection:
             for number in range(25):
-                note(connection, "ana" if number % 2 else "ben", "counted", str(number), number=number)
+                note(connection, "ana" if number % 2 else "ben", "label.add", str(number), number=number)
 
         async def page(**query: Any) -> Any:
             answer = await admin.get("/api/operator/audit", params=query)
             assert answer.status_code == 200, answer.text
             return answer.json()
 
-        seen, cursor = [], None
+        seen, before = [], None
         while True:
-            got = await page(action="counted", limit=10, **({"cursor": cursor} if cursor else {}))
+            got = await page(action="label.add", limit=10, **({"before": before} if before else {}))
             seen += [entry["details"]["number"] for entry in got["entries"]]
             with writing(console.db) as connection:  # what comes meanwhile is on none of the later pages
-                note(connection, "ana", "counted", "late", number=99)
-            if (cursor := got["next"]) is None:
+                note(connection, "ana", "label.add", "late", number=99)
+            if (before := got["next"]) is None:
                 break
         assert seen == list(reversed(range(25)))
-        found = (await page(operator="ana", action="counted", limit=200))["entries"]
+        found = (await page(account="ana", action="label.add", limit=200))["entries"]
         assert {entry["operator"] for entry in found} == {"ana"}
-        assert (await page(operator="%"))["entries"] == []
-        assert (await page(operator="\0"))["entries"] == []
+        assert (await page(account="%"))["entries"] == []
+        assert (await page(account="\0"))["entries"] == []
         assert len((await page(limit=1))["entries"]) == 1
         for wrong in (
             "page=1",
@@ -734,16 +744,74 @@ def test_the_audit_log_is_read_page_by_page(
             "limit=201",
             "limit=1000000000",
             "limit=x",
-            "cursor=-1",
-            "cursor=x",
-            "cursor=9223372036854775808",
-            "cursor=99999999999999999999",
-            "cursor=1.5",
+            "before=-1",
+            "before=x",
+            "before=1",
+            "before=1.x",
+            "before=999999999999999999.1",
+            "before=9999999999999999999.1",
+            "before=\u0661.1",
+            "from=yesterday",
+            "from=10000-01-01T00:00:00Z",
+            "from=2026-03-02T00:00:00Z&to=2026-03-01T00:00:00Z",
             "order=up",
         ):
             assert (await admin.get(f"/api/operator/audit?{wrong}")).status_code == 400, wrong
 
     run(console_over(url=database_url, models=tiny_model_dir, script=parrot), test)
+
+
+def test_the_audit_log_is_asked_for_times(
+    database_url: str, tiny_model_dir: Path, cheap_hashes: None
+) -> None:
+    async def test(console: TestConsole) -> None:
+        admin = await console.sign_in("admin")
+        rows = [
+            {"at": START + timedelta(hours=n), "operator": "ana", "action": "label.add", "subject": str(n)}
+            for n in (3, 1, 0, 2)  # clocks of several servers differ
+        ]
+        with writing(console.db) as connection:
+            connection.execute(insert(AuditEntry), rows)
+
+        async def subjects(**query: str) -> list[str]:
+            given = {"account": "ana", **query}
+            answer = await admin.get("/api/operator/audit", params=given)
+            assert answer.status_code == 200, answer.text
+            return [entry["subject"] for entry in answer.json()["entries"]]
+
+        assert await subjects() == ["3", "2", "1", "0"]
+        assert await subjects(**{"from": "2026-03-01T13:00:00Z"}) == ["3", "2", "1"]
+        assert await subjects(to="2026-03-01T14:00:00Z") == ["1", "0"]
+        between = {"from": "2026-03-01T14:00:00+01:00", "to": "2026-03-01T15:00:00Z", "action": "label.add"}
+        assert await subjects(**between) == ["2", "1"]
+        assert await subjects(action="session.start") == []
+        first = (await admin.get("/api/operator/audit?account=ana&limit=2")).json()
+        assert await subjects(before=first["next"]) == ["1", "0"]
+
+    run(console_over(url=database_url, models=tiny_model_dir, script=parrot), test)
+
+
+def test_no_route_takes_a_query_key_that_it_does_not_know(
+    tmp_path: Path, tiny_model_dir: Path, cheap_hashes: None
+) -> None:
+    async def test(console: TestConsole) -> None:
+        admin = await console.sign_in("admin")
+        schema = (await admin.get("/openapi.json")).json()["paths"]
+        routes = [
+            (method.upper(), re.sub(r"\{.*?\}", "0", path))
+            for path, methods in schema.items()
+            if path.startswith("/api/operator/")
+            for method in methods
+        ]
+        assert len(routes) > 50
+        for method, path in routes:
+            answer = await admin.request(method, path, params={"nonsense": "1"}, json={})
+            assert answer.status_code == 400, (method, path)
+            told = answer.json()["error"]["message"]
+            assert told == "nonsense: there is no such query key", (method, path)
+        assert (await admin.get("/api/operator/me")).status_code == 200  # the session is still there
+
+    run(console_over(tmp_path, tiny_model_dir, script=parrot), test)
 
 
 def test_reading_changes_nothing(tmp_path: Path, tiny_model_dir: Path, cheap_hashes: None) -> None:
@@ -796,9 +864,11 @@ def test_nothing_that_was_typed_is_logged(
 
 
 def test_the_log_is_read_from_its_end(engine: Engine) -> None:
-    rows = [{"at": START, "operator": "ana", "action": "x", "subject": str(n)} for n in range(2000)]
+    rows = [{"at": START, "operator": "ana", "action": "label.add", "subject": str(n)} for n in range(2000)]
     with writing(engine) as connection:
         connection.execute(insert(AuditEntry), rows)
     newest = entries(engine, limit=3)
     assert [entry.subject for entry in newest] == ["1999", "1998", "1997"]
-    assert [e.subject for e in entries(engine, before=newest[-1].id, limit=2)] == ["1996", "1995"]
+    place = Place(newest[-1].at, newest[-1].id)
+    assert Place.of(place.cursor()) == place
+    assert [e.subject for e in entries(engine, before=place, limit=2)] == ["1996", "1995"]

@@ -18,13 +18,15 @@ from chatbot.model_directory import ModelBundle, load, seal
 from chatbot.options import DecodingOptions
 from chatbot.replies import Reply
 from chatbot.tokenizer import Tokenizer
-from chatbot.transcripts import Role
+from chatbot.transcripts import Role, Transcript, write_transcripts
+from chatbot.turn_index import IndexBuilder, IndexedTurn, TurnIndex
+from chatbot.turn_states import state_of, states_after
 from server.console import words
 from server.console.accounts import Identity
 from server.console.bundles import Shelf
 from server.console.explanation import Explainer, attended
 from server.console.masking import Masker
-from server.console.nearest import AT_ONCE, Gallery, state_of, states_after
+from server.console.nearest import AT_ONCE, Gallery
 from server.console.review import GivenVerdict, judge
 from server.database import writing
 from server.store import NewReply, Store
@@ -33,7 +35,9 @@ from server.verify import make
 from tests.console_client import TestConsole, console_over, run
 from tests.models import seal_tiny
 from tests.scripted_batcher import parrot
-from tests.small import SMALL
+from tests.small import SMALL, orders
+from tests.small import transcript as conversation_of
+from training.index import index
 
 ANN = Identity("ann", "ann", "reviewer")
 NOTHING = Masker(kinds=()).mask
@@ -142,12 +146,13 @@ def test_without_attention_there_is_none(tmp_path: Path, tiny_tokenizer: Tokeniz
 class Desk:
     """Conversations in which a real model answers, and who explains them."""
 
-    def __init__(self, db: Engine, models: Path) -> None:
+    def __init__(self, db: Engine, models: Path, indexes: Path) -> None:
         self.db = db
+        self.indexes = indexes
         self.store = Store(db)
         self.shelf = Shelf(models)
         self.bundle = load(models)
-        self.explainer = Explainer(db, self.shelf, seconds=20)
+        self.explainer = Explainer(db, self.shelf, indexes, seconds=20)
 
     def talk(self, *said: str, **options: Any) -> tuple[str, list[str]]:
         """A conversation and its replies."""
@@ -190,8 +195,8 @@ def kept(bundle: ModelBundle, turn: str, made: Reply, options: DecodingOptions) 
 
 
 @pytest.fixture
-def desk(engine: Engine, tiny_model_dir: Path) -> Desk:
-    return Desk(engine, tiny_model_dir)
+def desk(engine: Engine, tiny_model_dir: Path, tmp_path: Path) -> Desk:
+    return Desk(engine, tiny_model_dir, tmp_path / "indexes")
 
 
 def test_a_reply_is_verified_and_its_attention_told_by_words(desk: Desk) -> None:
@@ -382,6 +387,126 @@ def test_operators_and_imported_transcripts_are_among_them(desk: Desk) -> None:
     )
 
 
+# --- the files that a model was trained on ----------------------------------------------------------------
+
+
+def learned(desk: Desk, *transcripts: Transcript, name: str = "old.jsonl") -> Path:
+    """The index of a file that the model was trained on, for all that anybody knows."""
+    desk.indexes.mkdir(exist_ok=True)
+    write_transcripts(desk.indexes.parent / name, transcripts)
+    out = desk.indexes / f"{name}.safetensors"
+    index(desk.bundle, [desk.indexes.parent / name], out)
+    return out
+
+
+def test_the_nearest_are_sought_in_the_training_files_too_and_say_where_they_are_from(desk: Desk) -> None:
+    _, (asked,) = desk.talk("A large mocha, please.")
+    assert desk.explain(asked)["compared"] == 0
+    good_in, (good,) = desk.talk("A large mocha, please!")
+    desk.judge(good)
+    transcript(desk.db, "b1", [("user", "A large latte, please."), ("agent", "Sure.")])
+    old = conversation_of("Hello!", "Hello, what can I get you?", "A mocha", "Which size?", name="t7")
+    again = conversation_of("Hello!", "hello, what can I get you? ", name="t8")
+    learned(desk, old, again, conversation_of("A large mocha, please. ", "Coming.", name="t9"))
+    found = desk.explain(asked)
+    assert found["compared"] == 2 + 4
+    sources = {
+        n["reply"].casefold().strip(): [
+            n[key] for key in ("source", "conversation", "file", "transcript", "turn")
+        ]
+        for n in found["nearest"]
+    }
+    said = next(m.text for m in desk.store.messages(good_in) if m.message_id == good)
+    assert sources == {
+        said.casefold().strip(): ["review", good_in, None, None, None],
+        "sure.": ["import", None, "f", "b1", 1],
+        "coming.": ["training", None, "old.jsonl", "t9", 1],
+        "which size?": ["training", None, "old.jsonl", "t7", 3],
+        "hello, what can i get you?": [
+            "training",
+            None,
+            "old.jsonl",
+            sources["hello, what can i get you?"][3],
+            1,
+        ],
+    }
+    assert [n["similarity"] for n in found["nearest"]] == sorted(
+        (n["similarity"] for n in found["nearest"]), reverse=True
+    )
+    assert found["nearest"][0]["reply"] in ("Coming.", said)
+
+
+def test_of_two_alike_the_one_with_a_conversation_is_shown(desk: Desk) -> None:
+    _, (asked,) = desk.talk("A large mocha, please.")
+    talk, (good,) = desk.talk("Zoë")
+    desk.judge(good, verdict="bad", corrected="Thanks, Zoë.")
+    learned(desk, conversation_of("Zoë", "Thanks, Zoë."))
+    assert [(n["source"], n["conversation"]) for n in desk.explain(asked)["nearest"]] == [("review", talk)]
+
+
+def test_many_copies_of_one_turn_do_not_hide_the_others(desk: Desk) -> None:
+    _, (asked,) = desk.talk("Hello!")
+    greetings = [conversation_of("Hello!", "Hi, what can I get you?", name=f"g{n}") for n in range(100)]
+    learned(desk, *greetings, conversation_of("Zoë", "Thanks, Zoë.", name="z"))
+    assert [n["text"] for n in desk.explain(asked)["nearest"]] == ["Hello!", "Zoë"]
+
+
+def test_the_texts_of_training_files_are_masked_and_so_are_names_of_transcripts(desk: Desk) -> None:
+    _, (asked,) = desk.talk("A large mocha, please.")
+    learned(desk, conversation_of("I am Chidi", "Mail chidi@example.org", name="chidi@example.org 1"))
+    [plain] = desk.explain(asked)["nearest"]
+    assert plain["transcript"] == "chidi@example.org 1"
+    [masked] = desk.explain(asked, Masker(["chidi"]).mask)["nearest"]
+    assert [masked[key] for key in ("text", "reply", "transcript")] == [
+        "I am [name]",
+        "Mail [email]",
+        "[email] 1",
+    ]
+    assert [plain] == desk.explain(asked)["nearest"]
+
+
+def test_an_index_that_cannot_be_used_is_told_once_and_the_rest_goes_on(
+    desk: Desk, tmp_path: Path, tiny_tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, (asked,) = desk.talk("A large mocha, please.")
+    good = learned(desk, *orders(3))
+    broken = desk.indexes / "broken.safetensors"
+    broken.write_bytes(good.read_bytes()[:-1])
+    (desk.indexes / ".aside.safetensors").write_bytes(b"half")
+    seal_tiny(tmp_path / "another", tiny_tokenizer, seed=9)
+    index(load(tmp_path / "another"), [tmp_path / "old.jsonl"], desk.indexes / "another.safetensors")
+    narrow().write(desk.indexes / "narrow.safetensors", desk.bundle.fingerprint, 1)
+    first = desk.explain(asked)
+    assert first["compared"] == len(TurnIndex(good))
+    assert {n["source"] for n in first["nearest"]} == {"training"}
+    assert refused(caplog) == {
+        "broken.safetensors": "it is not a whole safetensors file",
+        "narrow.safetensors": "its states have 3 numbers, the model's 12",
+    }
+    caplog.clear()
+    assert desk.explain(asked) == first
+    assert refused(caplog) == {}
+    broken.write_bytes(b"other")
+    assert desk.explain(asked) == first
+    assert [*refused(caplog)] == ["broken.safetensors"], "it is another one now"
+    good.unlink()
+    assert desk.explain(asked)["compared"] == 0
+
+
+def narrow() -> IndexBuilder:
+    builder = IndexBuilder(1, ["a.jsonl"])
+    builder.add(np.ones((1, 3), np.float32), [IndexedTurn("a.jsonl", "t", 1, "q", "r")])
+    return builder
+
+
+def refused(caplog: pytest.LogCaptureFixture) -> dict[str, str]:
+    records = [record for record in caplog.records if record.getMessage() == "index_refused"]
+    return {record.fields["index"]: record.fields["reason"] for record in records}  # type: ignore[attr-defined]
+
+
+# --- beside them ------------------------------------------------------------------------------------------
+
+
 def transcript(db: Engine, batch: str, turns: Sequence[tuple[str, str]]) -> None:
     form = {"id": batch, "turns": [{"role": role, "text": said} for role, said in turns]}
     with writing(db) as connection:
@@ -457,7 +582,7 @@ def test_a_language_model_has_no_states(tmp_path: Path, tiny_tokenizer: Tokenize
 def test_over_http_on_a_thread_of_its_own(tmp_path: Path, tiny_model_dir: Path) -> None:
     async def test(console: TestConsole) -> None:
         reviewer, admin = await console.sign_in("reviewer"), await console.sign_in("admin")
-        desk = Desk(console.db, tiny_model_dir)
+        desk = Desk(console.db, tiny_model_dir, tmp_path / "indexes")
         _, (reply,) = desk.talk("I am bob@example.org <b>")
         path = f"/api/operator/messages/{reply}/explanation"
         answer = await admin.get(path)

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,16 +17,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy import Engine, func, select, update
 
-from chatbot.model_directory import ModelDirectoryError, load, seal
+from chatbot.model_directory import ModelDirectoryError, find_model, load, seal
 from chatbot.options import DecodingOptions
+from chatbot.transcripts import read_transcripts
+from chatbot.turn_index import TurnIndex
 from server import database, models
-from server.console import job_process, jobs
+from server.console import job_process, job_runner, job_settings, jobs
 from server.console.accounts import Accounts, Identity
 from server.console.job_files import LINE, Attempts, Places, Told, forget_texts, tail
 from server.console.job_runner import JobRunner, Watch
@@ -34,17 +38,16 @@ from server.console.model_list import listed, outcome_of
 from server.database import reading, writing
 from server.settings import Settings
 from server.tables import AuditEntry, Job, Pair
-from tests.console_client import PASSWORD, TestConsole, console_over, run
+from tests.console_client import PASSWORD, TestConsole, console_over, new_reply, run
 from tests.databases import fresh_database
 from tests.live_server import ROOT, server_process
 from tests.models import seal_tiny
 from tests.shop import ANSWER, ASKED, QUICK, Shop, chats, open_shop
+from training.retrain_config import RetrainConfig
 
 API = "/api/operator"
 PATIENCE = 300.0
 WHO = Identity("o1", "ann", "admin")
-VANISH = ["timeit", "-n1", "-r1", "import os; print('one more'); os.kill(os.getpid(), 9)"]
-"""Arguments of a process that is killed as soon as it has begun."""
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,12 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     with fresh_database(request.param, tmp_path) as found:
         database.upgrade(found)
         yield found
+
+
+@pytest.fixture(autouse=True)
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server looks after its processes more often than once a second."""
+    monkeypatch.setattr(job_runner, "POLL", 0.1)
 
 
 async def until(client: httpx.AsyncClient, job: str, *states: str) -> tuple[dict[str, Any], list[str]]:
@@ -94,7 +103,7 @@ def test_corrections_become_a_model_that_is_promoted_and_rolled_back(
 ) -> None:
     async def test(console: TestConsole) -> None:
         admin, reviewer = await console.sign_in("admin"), await console.sign_in("reviewer")
-        await asyncio.to_thread(chats, console.db, shop.fingerprint, 24)
+        talks = await asyncio.to_thread(chats, console.db, shop.fingerprint, 24)
         asked = await admin.post(f"{API}/jobs", json={"settings": QUICK})
         assert asked.status_code == 200, asked.text
         job = asked.json()["id"]
@@ -114,7 +123,9 @@ def test_corrections_become_a_model_that_is_promoted_and_rolled_back(
         assert done["result"]["passed"], done["result"]["reasons"]
         assert set(phases) <= documented_phases()
         assert [point["step"] for point in done["curve"]][-1] == len(done["curve"]) > 5
-        assert done["curve"][-1]["loss"] < done["curve"][0]["loss"]
+        losses = [point["loss"] for point in done["curve"]]
+        half = len(losses) // 2
+        assert mean(losses[half:]) < mean(losses[:half])
         assert any("the gate is passed" in line for line in done["log"])
         assert texts_in(directory) == []
 
@@ -123,6 +134,12 @@ def test_corrections_become_a_model_that_is_promoted_and_rolled_back(
         assert (candidate["gate"]["passed"], candidate["in_use"]) == (True, False)
         assert candidate["gate"]["reasons"] == done["result"]["reasons"]
         assert (tmp_path / "models" / f"{candidate['name']}.manifest.json").is_file()
+
+        index = TurnIndex(tmp_path / "indexes" / f"{candidate['name']}.safetensors")
+        assert index.model == done["candidate"]
+        assert len(index) == sum(len(talk.turns) // 2 for talk in read_transcripts(shop.old))
+        assert index.turn(0).file == shop.old.name
+        assert texts_in(tmp_path / "indexes") == [], "what visitors said is found in the database"
 
         changed = (await reviewer.get(f"{API}/jobs/{job}/changes?limit=200")).json()
         assert len(changed["changes"]) == done["result"]["compared"]["changed"] > 0
@@ -147,6 +164,11 @@ def test_corrections_become_a_model_that_is_promoted_and_rolled_back(
         assert await answers_of(console, shop.fingerprint) == shop.fingerprint
         assert (await admin.post(f"{API}/models/rollback")).status_code == 409
 
+        explained = await explanation_of(console, admin, talks[0], done["candidate"])
+        assert {near["source"] for near in explained["nearest"]} <= {"review", "training"}
+        assert len(explained["nearest"]) == 5
+        assert explained["compared"] == 24 + len(index)
+
         actions = [(e["action"], e["subject"]) for e in (await admin.get(f"{API}/audit")).json()["entries"]]
         assert actions[:4] == [
             ("model.rollback.failed", None),
@@ -157,6 +179,18 @@ def test_corrections_become_a_model_that_is_promoted_and_rolled_back(
         assert ("job.queue", job) in actions
 
     run(console_over(url=url, **shop.settings(tmp_path)), test)
+
+
+async def explanation_of(
+    console: TestConsole, client: httpx.AsyncClient, conversation: str, model: str
+) -> dict[str, Any]:
+    """What is told of a new reply in a conversation, logged as that model's."""
+    turn = console.store.add_user_turn(conversation, "new", "A mocha, please.", {})
+    kept = console.store.add_reply(conversation, new_reply(turn.message_id, "Which size?", model=model))
+    found = await client.get(f"{API}/messages/{kept.message_id}/explanation")
+    assert found.status_code == 200, found.text
+    told: dict[str, Any] = found.json()
+    return told
 
 
 def documented_phases() -> set[str]:
@@ -184,52 +218,195 @@ async def answers_of(console: TestConsole, wanted: str | None = None) -> str:
     return found
 
 
-@pytest.mark.timeout(400)
-def test_a_retraining_is_called_off_and_the_next_one_begins(shop: Shop, tmp_path: Path) -> None:
-    async def test(console: TestConsole) -> None:
-        admin = await console.sign_in("admin")
-        await asyncio.to_thread(chats, console.db, shop.fingerprint, 6)
-        long = {"settings": QUICK | {"epochs": 5000}}
-        first, second, third = [(await admin.post(f"{API}/jobs", json=long)).json()["id"] for _ in range(3)]
-        begun, _ = await until(admin, first, "training", "failed")
-        assert begun["state"] == "running", begun
-        assert begun["progress"]["steps"] > 1000
-
-        waiting = (await admin.post(f"{API}/jobs/{second}/cancel")).json()
-        assert waiting["state"] == "cancelled"
-        pid = await asyncio.to_thread(pid_of, console, first)
-        ending = (await admin.post(f"{API}/jobs/{first}/cancel")).json()
-        assert (ending["state"], ending["cancelling"]) == ("running", True)
-        ended, _ = await until(admin, first, "cancelled")
-        assert ended["candidate"] is None
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
-        assert texts_in(tmp_path / "jobs" / first) == []
-        assert (await admin.post(f"{API}/jobs/{first}/cancel")).status_code == 409
-
-        following, _ = await until(admin, third, "reading", "training", "failed")
-        assert following["state"] == "running"
-        await admin.post(f"{API}/jobs/{third}/cancel")
-        await until(admin, third, "cancelled")
-
-    run(console_over(tmp_path, **shop.settings(tmp_path)), test)
+@contextmanager
+def in_place_of_a_retraining(code: str) -> Iterator[None]:
+    """Jobs whose process does no more than what `code` says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Watch, "_retraining", lambda self, record: ["timeit", "-n1", "-r1", code])
+        yield
 
 
-@pytest.mark.timeout(400)
-def test_what_the_process_refuses_is_told_in_its_words(shop: Shop, tmp_path: Path) -> None:
+AT_WORK = """
+import json, sys, time
+with open({progress!r}, "a") as stream:
+    print(json.dumps({{"phase": "training", "step": 1, "steps": 9, "loss": 2.5}}), file=stream, flush=True)
+time.sleep(300)
+"""
+"""A process that is busy until it is ended."""
+
+
+@pytest.mark.timeout(200)
+def test_a_job_is_called_off_and_the_next_one_begins(shop: Shop, tmp_path: Path) -> None:
+    def at_work(self: Watch, record: jobs.Record) -> list[str]:
+        code = AT_WORK.format(progress=str(record.directory / "retrain.jsonl"))
+        return ["timeit", "-n1", "-r1", code]
+
     async def test(console: TestConsole) -> None:
         admin = await console.sign_in("admin")
         await asyncio.to_thread(chats, console.db, shop.fingerprint, 2)
-        asked = {"settings": {"gate.blue": 1, "filters.language": "en", "filters.alike": -1}}
-        job = (await admin.post(f"{API}/jobs", json=asked)).json()["id"]
-        failed, _ = await until(admin, job, "failed", "done")
-        assert failed["state"] == "failed"
-        assert "gate.blue" in failed["error"]
-        assert "filters.alike" in failed["error"]
-        assert "filters.language" not in failed["error"]
-        assert texts_in(tmp_path / "jobs" / job) == []
+        await called_off(console, admin, tmp_path, {})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Watch, "_retraining", at_work)
+        run(console_over(tmp_path, **shop.settings(tmp_path)), test)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_retraining_ends_when_it_is_told_to(shop: Shop, tmp_path: Path) -> None:
+    async def test(console: TestConsole) -> None:
+        admin = await console.sign_in("admin")
+        await asyncio.to_thread(chats, console.db, shop.fingerprint, 6)
+        ended = await called_off(console, admin, tmp_path, QUICK | {"epochs": 5000})
+        assert any("stopped" in line for line in ended["log"]), "it was told, and not killed"
 
     run(console_over(tmp_path, **shop.settings(tmp_path)), test)
+
+
+async def called_off(
+    console: TestConsole, admin: httpx.AsyncClient, folder: Path, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Of three jobs the first two are cancelled, while one works and the other waits, and the third begins.
+    The first, when it has ended.
+    """
+    asked = {"settings": settings}
+    first, second, third = [(await admin.post(f"{API}/jobs", json=asked)).json()["id"] for _ in range(3)]
+    begun, _ = await until(admin, first, "training", "failed")
+    assert begun["state"] == "running", begun
+    assert texts_in(folder / "jobs" / first)
+
+    waiting = (await admin.post(f"{API}/jobs/{second}/cancel")).json()
+    assert waiting["state"] == "cancelled"
+    pid = await asyncio.to_thread(pid_of, console, first)
+    ending = (await admin.post(f"{API}/jobs/{first}/cancel")).json()
+    assert (ending["state"], ending["cancelling"]) == ("running", True)
+    ended, _ = await until(admin, first, "cancelled")
+    assert ended["candidate"] is None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert texts_in(folder / "jobs" / first) == []
+    assert (await admin.post(f"{API}/jobs/{first}/cancel")).status_code == 409
+
+    following, _ = await until(admin, third, "reading", "training", "failed")
+    assert following["state"] == "running"
+    await admin.post(f"{API}/jobs/{third}/cancel")
+    await until(admin, third, "cancelled")
+    return ended
+
+
+@pytest.mark.timeout(200)
+def test_wrong_settings_are_refused_at_once_by_name(shop: Shop, tmp_path: Path) -> None:
+    async def test(console: TestConsole) -> None:
+        admin = await console.sign_in("admin")
+        given = {"gate.blue": 1, "filters.language": "en", "filters.alike": -1, "epochs": "many", "seed": 2}
+        refused = await admin.post(f"{API}/jobs", json={"settings": given})
+        assert refused.status_code == 400
+        error = refused.json()["error"]
+        assert error["code"] == "bad_settings"
+        assert {each["field"] for each in error["fields"]} == {"gate.blue", "filters.alike", "epochs"}
+        for each in error["fields"]:
+            assert f"{each['field']}: {each['message']}" in error["message"]
+        assert "greater than or equal to 0" in error["message"]
+        assert (await admin.get(f"{API}/jobs")).json()["jobs"] == [], "nothing was queued"
+        assert (await admin.get(f"{API}/audit?action=job.queue")).json()["entries"] == []
+
+    run(console_over(tmp_path, **shop.settings(tmp_path)), test)
+
+
+def test_the_check_of_settings_is_that_of_the_retraining_itself() -> None:
+    """The defaults of every setting that the console may send are good, and each is checked."""
+    settings = {
+        name: value
+        for name, value in flat(RetrainConfig().model_dump(exclude={"model"})).items()
+        if value is not None and not isinstance(value, tuple)
+    }
+    assert job_settings.wrong(settings) == []
+    assert job_settings.wrong({}) == []
+    nonsense = dict.fromkeys(settings, "nonsense") | {"nothing": 1}
+    found = {each.field for each in job_settings.wrong(nonsense)}
+    assert found == nonsense.keys() - {"device"}  # what devices there are is for torch to say
+
+
+def flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
+    return found
+
+
+def test_settings_that_cannot_be_checked_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_settings, "ROOT", Path("/"))  # where there is no package `training`
+    with pytest.raises(JobRefused, match="could not be checked"):
+        job_settings.wrong({"seed": 1})
+
+
+def test_settings_are_checked_without_torch() -> None:
+    """Starting it takes seconds, for which somebody would wait."""
+    code = "import sys, training.settings_command as _; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.timeout(200)
+def test_why_a_process_fails_is_told_in_its_words(engine: Engine, told: Settings) -> None:
+    job = queued(engine, told)
+    with in_place_of_a_retraining("import sys; sys.exit('line 7: not a transcript')"):
+        found = worked_through(JobRunner(engine, told), engine, job)
+    assert found.state == "failed"
+    assert "line 7: not a transcript" in (found.result or {})["error"]
+    assert not (found.directory / "reviewed.jsonl.gz").exists()
+
+
+@pytest.mark.parametrize(
+    "where", ["a folder that cannot be made", pytest.param("a broken file", marks=pytest.mark.slow)]
+)
+def test_a_candidate_without_an_index_is_a_candidate_all_the_same(
+    engine: Engine, told: Settings, tiny_model_dir: Path, tmp_path: Path, where: str
+) -> None:
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("no transcript\n")
+    other = {"indexes_dir": broken / "x"} if where.endswith("made") else {"replay_files": (broken,)}
+    job = queued(engine, told)
+    found = jobs.claim(engine, told.jobs_dir)
+    assert found is not None
+    places = Places.of(found)
+    places.make()
+    seal_again(tiny_model_dir, places.candidate, gate=gate(True), figures={"base": {}})
+
+    ended = worked_through(JobRunner(engine, told.model_copy(update=other)), engine, job)
+
+    assert ended.state == "done"
+    result = ended.result or {}
+    assert ("Not a directory" if where.endswith("made") else "broken.jsonl:1") in result["index_error"]
+    assert (result["passed"], result["model"]) == (True, places.name)
+    assert "not in the models' directory" in result["changes_error"], "it went on to the comparison"
+
+
+def test_what_the_gate_refuses_gets_no_index(engine: Engine, told: Settings, tiny_model_dir: Path) -> None:
+    job = queued(engine, told)
+    found = jobs.claim(engine, told.jobs_dir)
+    assert found is not None
+    places = Places.of(found)
+    places.make()
+    seal_again(tiny_model_dir, places.candidate, gate=gate(False), figures={"base": {}})
+
+    ended = worked_through(JobRunner(engine, told), engine, job)
+
+    assert ended.state == "done"
+    assert "index_error" not in (ended.result or {})
+    assert not told.indexes.exists()
+
+
+def worked_through(runner: JobRunner, db: Engine, job: str) -> jobs.Record:
+    """The job when it has ended; nothing else looks after it."""
+    limit = time.monotonic() + PATIENCE
+    while True:
+        runner.look()
+        found = jobs.job(db, job)
+        assert found is not None
+        if found.state not in ("queued", "running"):
+            return found
+        assert time.monotonic() < limit
+        time.sleep(0.02)
 
 
 # --- servers that die -------------------------------------------------------------------------------------
@@ -528,22 +705,26 @@ def test_a_model_is_taken_in_once_and_never_in_the_place_of_another(
         models.take_in(folder / "next", tmp_path / "b/next")
 
 
+def test_the_only_model_stays_in_use_when_another_is_put_beside_it(
+    tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    """As a retraining does in the directory of the model that ships, which has no `active`."""
+    folder = tmp_path / "models"
+    first = seal_tiny(folder / "first", tiny_tokenizer, seed=1)
+    seal_tiny(tmp_path / "next", tiny_tokenizer, seed=2)
+    assert models.take_in(folder, tmp_path / "next") == "next"
+    assert load(find_model(folder)).fingerprint == first
+    models.promote(folder, "next")
+    assert models.rollback(folder).fingerprint == first
+
+
 # --- processes and files ----------------------------------------------------------------------------------
 
 
-def test_a_process_that_vanishes_again_and_again_is_given_up(
-    engine: Engine, told: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Watch, "_retraining", lambda self, record: VANISH)
+def test_a_process_that_vanishes_again_and_again_is_given_up(engine: Engine, told: Settings) -> None:
     job = queued(engine, told)
-    runner = JobRunner(engine, told)
-    until = time.monotonic() + 60
-    while jobs.job(engine, job).state != "failed":  # type: ignore[union-attr]
-        runner.look()
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    found = jobs.job(engine, job)
-    assert found is not None
+    with in_place_of_a_retraining("import os; print('one more'); os.kill(os.getpid(), 9)"):
+        found = worked_through(JobRunner(engine, told), engine, job)
     assert "killed 3 times" in (found.result or {})["error"]
     assert "one more" in (found.result or {})["error"]
     assert (found.directory / "log.txt").read_text().count("one more") == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import uuid
 from collections import Counter
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, insert, update
+from sqlalchemy import Engine, delete, event, insert, update
 
 from server.console import statistics
 from server.console.statistics import KEPT_FOR, TODAY_KEPT_FOR, Dashboard, percentile
@@ -24,6 +25,7 @@ from tests.scripted_batcher import parrot
 
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
 DAY = NOON.date()
+BEFORE = DAY - timedelta(days=1)
 STATISTICS = "/api/operator/statistics"
 
 
@@ -221,6 +223,96 @@ def test_what_takes_the_database_too_long_is_asked_for_in_halves(
     monkeypatch.setattr(statistics, "count", gone)
     with pytest.raises(StoreUnavailable):
         Dashboard(talks.db).figures(DAY - timedelta(9), DAY)
+
+
+def test_replies_are_added_up_once_unless_messages_come_or_go(
+    talks: Talks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = counting_days(monkeypatch)
+    now = 0.0
+    dashboard = Dashboard(talks.db, clock=lambda: now, now=lambda: NOON)
+
+    def yesterday() -> tuple[int, int, int]:
+        nonlocal now
+        now += KEPT_FOR
+        found = dashboard.figures(BEFORE, DAY).days[BEFORE]
+        return found.replies, found.thumbs_up, found.handled_alone
+
+    talk = talks.talk({}, {}, at=NOON - timedelta(days=1))
+    assert yesterday() == (2, 0, 1)
+    assert asked == [BEFORE]  # today nobody has said anything
+    talks.store.rate(talk, talks.store.messages(talk)[1].message_id, "up", None)
+    talks.change(talk, waiting_since=NOON)
+    assert yesterday() == (2, 1, 0)
+    assert asked == [BEFORE]
+    talks.talk({}, at=NOON - timedelta(days=1))
+    assert yesterday() == (3, 1, 1)
+    with writing(talks.db) as connection:
+        connection.execute(delete(Conversation).where(Conversation.id == talk))
+    assert yesterday() == (1, 0, 1)
+    assert asked == [BEFORE] * 3
+
+
+def test_what_is_added_up_at_the_start_is_there_when_somebody_asks(
+    talks: Talks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for days in (0, 1, 29, 30):
+        talks.talk({}, at=NOON - timedelta(days=days))
+    asked = counting_days(monkeypatch)
+    dashboard = Dashboard(talks.db, now=lambda: NOON)
+    asyncio.run(dashboard.warm_up())
+    assert asked == [DAY, BEFORE, DAY - timedelta(29)]
+    assert dashboard.figures(DAY - timedelta(29), DAY).total.replies == 3
+    assert len(asked) == 3
+
+
+def test_only_so_many_days_are_remembered(talks: Talks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "MOST_KEPT", 2)
+    for days in range(4):
+        talks.talk({}, at=NOON - timedelta(days=days))
+    dashboard = Dashboard(talks.db)
+    assert dashboard.figures(DAY - timedelta(3), DAY).total.replies == 4
+    assert list(dashboard._replies) == [BEFORE, DAY]
+
+
+def test_a_start_without_a_database_is_a_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    db = connect(f"sqlite:///{tmp_path / 'none.db'}")
+    asyncio.run(Dashboard(db).warm_up())
+    assert "warm_up_failed" in caplog.text
+    db.dispose()
+
+
+def test_no_question_goes_through_all_messages(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'turnwise.db'}"
+    upgrade(url)
+    db = connect(url)
+    Talks(db).talk({})
+    plans: list[str] = []
+
+    @event.listens_for(db, "before_cursor_execute", retval=True)
+    def explain(_connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> Any:
+        if statement.startswith(("SELECT", "WITH")):
+            cursor.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            plans.extend(row[-1] for row in cursor.fetchall())
+        return statement, parameters
+
+    Dashboard(db).figures(BEFORE, DAY)
+    db.dispose()
+    assert any("ix_message_created_at" in plan for plan in plans)
+    assert [plan for plan in plans if plan.startswith("SCAN") and plan != "SCAN made"] == []
+
+
+def counting_days(monkeypatch: pytest.MonkeyPatch) -> list[date]:
+    """The days whose replies are added up from now on."""
+    asked: list[date] = []
+
+    def added_up(db: Engine, day: date) -> Any:
+        asked.append(day)
+        return real(db, day)
+
+    real = statistics._replies
+    monkeypatch.setattr(statistics, "_replies", added_up)
+    return asked
 
 
 def test_the_route(tmp_path: Path, tiny_model_dir: Path) -> None:

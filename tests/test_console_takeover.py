@@ -434,8 +434,8 @@ def test_a_conversation_is_closed_until_its_visitor_speaks(over: Callable[[Test]
         await visitor.reply()
         assert row(console.db, talk).closed_at is None
         actions = [entry.action for entry in audit.entries(console.db, limit=100)]
-        assert actions.count("conversation_closed") == 2  # what changes nothing is no deed
-        assert actions.count("conversation_reopened") == 1
+        assert actions.count("conversation.close") == 2  # what changes nothing is no deed
+        assert actions.count("conversation.reopen") == 1
 
     over(test)
 
@@ -451,9 +451,9 @@ def test_the_log_says_who_did_what_and_nothing_that_was_said(over: Callable[[Tes
         await hand_back(ann, talk)
         found = [entry for entry in audit.entries(console.db, limit=100) if entry.subject == talk]
         assert [(entry.operator, entry.action) for entry in reversed(found)] == [
-            ("ann", "conversation_taken"),
-            ("ann", "operator_said"),
-            ("ann", "conversation_handed_back"),
+            ("ann", "conversation.take"),
+            ("ann", "conversation.speak"),
+            ("ann", "conversation.hand_back"),
         ]
         assert not any("secret" in repr(entry) for entry in found)
 
@@ -688,7 +688,7 @@ def test_an_operator_sees_a_reply_grow(over: Callable[[Test], None]) -> None:
             name, data = await stream.event()
             assert (name, json.loads(data)["seq"]) == ("message", 3)
         visitor.conversations.leave(visitor.seat)
-        assert visitor.conversations._live == {}  # nothing is kept of who has looked on
+        assert len(visitor.conversations._presence) == 0  # nothing is kept of who has looked on
 
     over(test)
 

@@ -15,10 +15,10 @@ from sqlalchemy import delete, func, select, update
 
 from chatbot import model_directory
 from chatbot.transcripts import Role
+from chatbot.turn_states import state_of
 from server.console import topics
 from server.console.bundles import Shelf
 from server.console.masking import Masker
-from server.console.nearest import state_of
 from server.console.projection import (
     LANDMARKS,
     in_groups,

@@ -302,6 +302,25 @@ def test_the_server_understands_its_environment(service: str) -> None:
     assert settings.device == ("cuda" if service == "server-gpu" else "auto")
 
 
+@pytest.mark.parametrize("service", ["server", "server-gpu"])
+def test_a_retraining_has_places_to_write_to_and_data_to_read(service: str) -> None:
+    """What it writes lies in volumes that the image gives to its user; the data is out of its reach."""
+    environment = {name: re.sub(r"\$\{\w+:-(.*?)\}", r"\1", value) for name, value in environment_of(service)}
+    settings = load_settings(environ=environment)
+    volumes = [re.sub(r"\$\{\w+:-(.*?)\}", r"\1", volume) for volume in SERVICES[service]["volumes"]]
+
+    assert volumes == ["models:/models", "data:/data", "transcripts:/transcripts:ro"]
+    assert {volume.partition(":")[0] for volume in volumes} <= COMPOSE["volumes"].keys()
+    assert settings.models == Path("/models")
+    for place in (settings.jobs_dir, settings.indexes):
+        assert place.parent == Path("/data"), place
+    owner = SERVICES[service]["user"]
+    assert f"\nCOPY --chown={owner} models /models\n" in last_stage(), "a new volume begins with what ships"
+    user, group = owner.split(":")
+    [made] = re.findall(rf"install -d -o {user} -g {group} (.*)$", last_stage(), re.MULTILINE)
+    assert {"/data", "/models"} <= set(made.split())
+
+
 def environment_of(service: str) -> list[tuple[str, str]]:
     return [*image_environment().items(), *SERVICES[service]["environment"].items()]
 

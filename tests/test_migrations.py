@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, inspect, text
 
 from server import database
+from server.console.audit import ACTIONS
 from server.database import connect, reading, require_newest, upgrade, writing
 from server.store import Store
 from server.store_errors import NewerDatabase, OutdatedDatabase, StoreUnavailable
@@ -210,6 +212,30 @@ def test_changing_a_table_keeps_the_rows_that_refer_to_it(
     with reading(engine) as connection:
         assert connection.scalar(text("SELECT count(secret) FROM visitor")) == 1
         assert connection.scalar(text("SELECT text FROM message")) == "still here?"
+
+
+def test_names_in_the_audit_log_get_their_present_form(
+    database_url: str, engine: Engine, more_migrations: Path
+) -> None:
+    newer = more_migrations / "0005_figures.py"
+    code = newer.read_text()
+    newer.unlink()
+    upgrade(database_url)
+    before = {"signed_in": "session.start", "operator_said": "conversation.speak", "job.queue": "job.queue"}
+    with writing(engine) as connection:
+        for action in before:
+            connection.execute(
+                text(
+                    "INSERT INTO audit (at, operator, action) VALUES ('2026-03-01 12:00:00', 'ana', :action)"
+                ),
+                {"action": action},
+            )
+    newer.write_text(code)
+    upgrade(database_url)
+    with reading(engine) as connection:
+        kept = connection.scalars(text("SELECT action FROM audit ORDER BY id")).all()
+    assert kept == list(before.values())
+    assert {*kept, *runpy.run_path(str(newer))["RENAMED"].values()} <= ACTIONS
 
 
 def test_an_upgrade_may_not_leave_rows_that_refer_to_nothing(tmp_path: Path, more_migrations: Path) -> None:

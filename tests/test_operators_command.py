@@ -73,11 +73,11 @@ def test_the_life_of_an_account(command: Command, engine: Engine, capsys: pytest
     assert not any("password" in key for account in told for key in account)
     actions = [entry.action for entry in reversed(entries(engine)) if entry.operator is None]
     assert actions == [
-        "operator_added",
-        "operator_added",
-        "operator_password_set",
-        "operator_disabled",
-        "operator_enabled",
+        "operator.add",
+        "operator.add",
+        "password.set",
+        "operator.disable",
+        "operator.enable",
     ]
 
 

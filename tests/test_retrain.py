@@ -24,7 +24,8 @@ from training.dataset import DataConfig, Sources, build
 from training.evaluate import generate
 from training.filters import FilterConfig
 from training.gate import Limits
-from training.retrain import RetrainConfig, examine, learn, make_exam
+from training.retrain import examine, learn, make_exam
+from training.retrain_config import RetrainConfig
 from training.train import train
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/retraining.md"
@@ -340,3 +341,21 @@ def test_a_run_tells_how_far_it_is_and_how_it_ended(world: Path, tmp_path: Path)
 
     assert retrain(world, tmp_path / "out", lines, flags=flags) == 1  # it is there already
     assert json.loads(told.read_text().splitlines()[-1])["phase"] == "failed"
+
+
+def test_settings_are_checked_without_a_retraining(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text("epochs = 9\n[gate]\nbleu = 1\n")
+    assert main(["settings", "--config", str(file), "--set", "gate.bleu=2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["settings"]
+    assert (found["epochs"], found["gate"]["bleu"], found["data"]["corrected"]) == (9, 2, 8)
+    assert main(["settings", "--set", "gate.blue=2", "--set", "epochs=0", "--json"]) == 1
+    wrong = {each["field"]: each["message"] for each in json.loads(capsys.readouterr().out)["wrong"]}
+    assert wrong.keys() == {"gate.blue", "epochs"}
+    assert "greater than or equal to 1" in wrong["epochs"]
+    assert main(["settings", "--set", "epochs=0"]) == 1
+    assert capsys.readouterr().err.startswith("epochs: ")
+    assert main(["settings", "--config", str(tmp_path / "none.toml")]) == 1
+    assert "none.toml" in capsys.readouterr().err

@@ -56,6 +56,7 @@ OTHER = {
     "dev_files": "dev.jsonl.gz",
     "jobs_dir": "work",
     "job_threads": "3",
+    "indexes_dir": "indices",
     "metrics": "key",
     "log_level": "debug",
 }

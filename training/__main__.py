@@ -12,6 +12,8 @@ COMMANDS = {
     "clean": "merge transcripts without duplicates, broken conversations and held-out ones",
     "train": "a model from scratch; also under torchrun",
     "retrain": "go on from a model with reviewed transcripts; the gate judges the candidate",
+    "settings": "check the settings of a retraining",
+    "index": "the turns that a model was trained on, by which the console explains its replies",
     "compare": "how two models answer the same questions",
     "evaluate": "perplexity, BLEU and more of a model on transcripts",
     "baseline": "word perplexity of n-gram and feed-forward language models, to compare with",

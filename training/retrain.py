@@ -16,15 +16,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from threading import Event
-from typing import Annotated, Final
-
-from pydantic import Field
+from typing import Final
 
 from chatbot.batcher import ReplyRequest
 from chatbot.model_directory import ModelBundle
 from chatbot.transcripts import Transcript
-from training.config import Positive, TrainConfig
-from training.dataset import Canary, Correction, DataConfig, Dataset, Secret
+from training.config import TrainConfig
+from training.dataset import Canary, Correction, Dataset, Secret
 from training.evaluate import (
     Evaluation,
     Measured,
@@ -36,29 +34,14 @@ from training.evaluate import (
     reply_losses,
     summarize,
 )
-from training.filters import FilterConfig, is_loop, squeezed
-from training.gate import Adoption, Figures, Limits, Suite
+from training.filters import is_loop, squeezed
+from training.gate import Adoption, Figures, Suite
 from training.progress import Reporter
+from training.retrain_config import RetrainConfig
 from training.train import Trained, names_of, train
 
 EXPOSURE_SAMPLE: Final = 255
 """Codes that a canary's is compared with; exposure is then at most log2(256) = 8 bits."""
-
-
-class RetrainConfig(TrainConfig):
-    """A retraining: the fields of a training run with other defaults, and those of its own."""
-
-    data: DataConfig = DataConfig()
-    """Weights and sizes of the parts."""
-    filters: FilterConfig = FilterConfig()
-    """Bounds of the clean-up."""
-    gate: Limits = Limits()
-    """What the gate asks for."""
-    epochs: Annotated[int, Field(ge=1)] = 4
-    learning_rate: Positive = 2e-4
-    warmup_steps: Annotated[int, Field(ge=0)] = 10
-    batch_tokens: Annotated[int, Field(ge=16)] = 4000
-    final_replies: Annotated[int, Field(ge=0)] = 200
 
 
 @dataclass(frozen=True)

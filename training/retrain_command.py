@@ -22,7 +22,8 @@ from training.dataset import Dataset, NothingReviewed, ReviewError, Sources, bui
 from training.evaluate import NothingToEvaluate
 from training.gate import Decision, decide
 from training.progress import Reporter
-from training.retrain import Exam, Examined, RetrainConfig, examine, filtered, learn, make_exam
+from training.retrain import Exam, Examined, examine, filtered, learn, make_exam
+from training.retrain_config import RetrainConfig
 from training.train import Stopped, Trained
 from training.train_command import DTYPES, Troubles, stopping_by_signal
 
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         wanted = name in ("reviewed", "replay")
         add(f"--{name}", nargs="+", type=Path, default=[], required=wanted, metavar="FILE", help=text)
     add("--out", type=Path, required=True, metavar="DIR", help="the sealed candidate; the run is in DIR.run")
-    add("--config", type=Path, metavar="FILE.toml", help="fields of training.retrain.RetrainConfig")
+    add("--config", type=Path, metavar="FILE.toml", help="fields of training.retrain_config.RetrainConfig")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="one field, e.g. gate.bleu=2")
     add("--resume", action="store_true", help="go on from the last checkpoint in DIR.run")
     add("--gate-only", action="store_true", help="train nothing: judge the model that is at DIR again")

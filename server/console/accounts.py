@@ -106,7 +106,7 @@ class Accounts:
                 if name.casefold() in map(str.casefold, connection.scalars(select(Operator.name))):
                     raise taken
                 connection.execute(insert(Operator).values(**values, created_at=self._clock()))
-                audit.note(connection, by, "operator_added", name, role=role)
+                audit.note(connection, by, "operator.add", name, role=role)
         except IntegrityError:
             raise taken from None
         return new
@@ -212,7 +212,7 @@ class Accounts:
                     expires_at=now + LIFETIME,
                 )
             )
-            audit.note(connection, row.name, "signed_in")
+            audit.note(connection, row.name, "session.start")
         return Identity(row.id, row.name, row.role), token
 
     def change_password(self, session: Session, old: str, new: str) -> bool:
@@ -238,7 +238,7 @@ class Accounts:
                 OperatorSession.operator_id == operator.id, OperatorSession.token_hash != session.key
             )
             ended = self._end(connection, others)
-            audit.note(connection, operator.name, "password_changed", operator.name)
+            audit.note(connection, operator.name, "password.change", operator.name)
         self._endings.tell(ended)
         return True
 
@@ -269,7 +269,7 @@ class Accounts:
         with writing(self._db) as connection:
             ended = self._end(connection, OperatorSession.token_hash == session.key)
             if ended:
-                audit.note(connection, session.operator.name, "signed_out")
+                audit.note(connection, session.operator.name, "session.end")
         self._endings.tell(ended)
 
     def on_end(self, session: Session, callback: Callable[[], None]) -> Callable[[], None]:
@@ -362,11 +362,11 @@ def _keep_an_admin(connection: Connection, besides: str) -> None:
 
 def _changes(account: Account, values: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
     if "role" in values:
-        yield "operator_role_changed", {"role": values["role"], "was": account.role}
+        yield "role.change", {"role": values["role"], "was": account.role}
     if "disabled_at" in values:
-        yield "operator_enabled" if values["disabled_at"] is None else "operator_disabled", {}
+        yield "operator.enable" if values["disabled_at"] is None else "operator.disable", {}
     if "password_hash" in values:
-        yield "operator_password_set", {}
+        yield "password.set", {}
 
 
 def _normal(name: str) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
+from fastapi.dependencies.utils import get_flat_params
+from fastapi.params import ParamTypes
+from fastapi.routing import APIRoute
 
 from server.console import (
     canned_routes,
@@ -61,5 +64,25 @@ def add(app: FastAPI, console: Console) -> None:
     app.state.console = console
     app.add_middleware(Guard, console=console)
     for router in ROUTERS:
-        app.include_router(router, prefix=PREFIX)
+        app.include_router(router, prefix=PREFIX, dependencies=[Depends(only_known_keys)])
     app.include_router(pages.router)
+
+
+def only_known_keys(request: Request) -> None:
+    """Raises HTTPException 400 for a query key that the route does not know, such as a misspelled one."""
+    given = request.query_params
+    if given:
+        known = query_keys(request.scope["route"])
+        for key in given:
+            if key not in known:
+                raise HTTPException(400, f"{key[:64]}: there is no such query key")
+
+
+def query_keys(route: APIRoute) -> frozenset[str]:
+    """What may stand behind the question mark."""
+    return frozenset(
+        each.alias
+        for each in get_flat_params(route.dependant)
+        # The fields of a model of query keys do not say where they stand.
+        if getattr(each.field_info, "in_", ParamTypes.query) is ParamTypes.query
+    )

@@ -5,12 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, HTTPException, Path
+from fastapi import APIRouter, HTTPException, Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.console import canned
 from server.console.canned import MAX_TEXT, MAX_TITLE, TitleTaken, TooMany
-from server.console.review_routes import no_query
 from server.console.sign_in import Asked, SignedIn
 from server.http import ErrorBody
 from server.protocol import MAX_ID
@@ -21,7 +20,6 @@ Id = Annotated[str, Path(max_length=MAX_ID)]
 router = APIRouter(
     prefix="/canned",
     tags=["operator"],
-    dependencies=[Depends(no_query)],
     responses={code: {"model": ErrorBody} for code in (401, 404, 409)},
 )
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, HTTPException, Query
+from fastapi import APIRouter, HTTPException, Query
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Engine
 
@@ -18,7 +18,6 @@ from server.console import changes, jobs
 from server.console.accounts import Identity
 from server.console.changes import Choice, JudgedAlready, Preferred
 from server.console.masking import masker
-from server.console.review_routes import no_query
 from server.console.sign_in import Asked, SignedIn
 from server.database import reading
 from server.http import ErrorBody
@@ -134,7 +133,7 @@ async def list_changes(
     )
 
 
-@router.post("/jobs/{job_id}/pairs/next", summary="Two replies to compare", dependencies=[Depends(no_query)])
+@router.post("/jobs/{job_id}/pairs/next", summary="Two replies to compare")
 async def next_pair(console: Asked, who: SignedIn, job_id: str) -> BlindPair:
     await _known(console, job_id)
     found = await console.offload(changes.blind, console.db, job_id)
@@ -145,7 +144,7 @@ async def next_pair(console: Asked, who: SignedIn, job_id: str) -> BlindPair:
     return BlindPair(pair=found.pair, turns=turns, first=mask(found.first), second=mask(found.second))
 
 
-@router.post("/pairs/{pair_id}", summary="Which reply is better", dependencies=[Depends(no_query)])
+@router.post("/pairs/{pair_id}", summary="Which reply is better")
 async def judge(console: Asked, who: SignedIn, pair_id: str, given: Judgement) -> Kept:
     try:
         found = await console.offload(changes.judge, console.db, pair_id, given.preferred, who)

@@ -14,6 +14,7 @@ from server.console.accounts import Accounts
 from server.console.bundles import Shelf
 from server.console.explanation import Explainer
 from server.console.live import Live
+from server.console.live_elsewhere import Elsewhere
 from server.console.review_queue import Queue
 from server.console.statistics import Dashboard
 from server.console.suggestions import Suggestions
@@ -57,7 +58,7 @@ class Console:
 
     @cached_property
     def explainer(self) -> Explainer:
-        return Explainer(self.db, self.shelf)
+        return Explainer(self.db, self.shelf, self.settings.indexes)
 
     @cached_property
     def queue(self) -> Queue:
@@ -72,6 +73,11 @@ class Console:
     @cached_property
     def dashboard(self) -> Dashboard:
         return Dashboard(self.db)
+
+    @cached_property
+    def elsewhere(self) -> Elsewhere:
+        """What other servers do, for the streams of this one."""
+        return Elsewhere(self.db, self.live, self.offload)
 
     @cached_property
     def topics(self) -> Topics:

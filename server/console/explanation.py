@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -19,9 +20,11 @@ from sqlalchemy import Engine, select
 from chatbot.model_directory import ModelBundle
 from chatbot.tokenizer import SPECIALS, clip_turn
 from chatbot.transcripts import Role
+from chatbot.turn_states import state_of
 from server.console import words
 from server.console.bundles import KEPT, Shelf
-from server.console.nearest import BUDGET, Gallery, state_of
+from server.console.nearest import BUDGET, SHOWN, Gallery, Source, unlike
+from server.console.training_turns import TrainingTurns
 from server.console.words import Mask
 from server.database import reading
 from server.offload import Offload
@@ -63,7 +66,11 @@ class AttentionView(BaseModel):
 
 class NeighbourView(BaseModel):
     """An approved turn much like this one: what the user had said, and the reply, which a reviewer may have
-    corrected. similarity: cosine. conversation: null for an imported transcript.
+    corrected. similarity: cosine.
+
+    source: a `review` approved it, an `operator` said it, or it comes from the file of an `import` or of the
+    model's `training`. conversation: of the first two. file, transcript, turn: of the others; the file's
+    name, the transcript's id, and the reply's place in it from 0.
     """
 
     model_config = ConfigDict(from_attributes=True)
@@ -72,7 +79,19 @@ class NeighbourView(BaseModel):
     reply: str
     similarity: float
     corrected: bool
+    source: Source
     conversation: str | None
+    file: str | None
+    transcript: str | None
+    turn: int | None
+
+    def masked(self, mask: Mask) -> NeighbourView:
+        """The same for who may not see personal data, which a name or an id may hold too."""
+        hidden = {name: mask(getattr(self, name)) for name in ("text", "reply")}
+        named = {name: getattr(self, name) for name in ("file", "transcript")}
+        return self.model_copy(
+            update=hidden | {name: None if text is None else mask(text) for name, text in named.items()}
+        )
 
 
 class VerifyView(BaseModel):
@@ -86,8 +105,8 @@ class VerifyView(BaseModel):
 
 
 class ExplanationView(BaseModel):
-    """attention: null for a model without it, or one that is there no more. compared: approved turns among
-    which the nearest were sought.
+    """attention: null for a model without it, or one that is there no more. compared: approved turns, and
+    turns of the training files, among which the nearest were sought.
     """
 
     attention: AttentionView | None
@@ -131,11 +150,14 @@ class _Worked:
 class Explainer:
     """offload: the one thread that `explain` may be called on."""
 
-    def __init__(self, db: Engine, shelf: Shelf, seconds: float = BUDGET) -> None:
-        """seconds: that looking for approved turns may take, about, each time."""
+    def __init__(self, db: Engine, shelf: Shelf, indexes: Path, seconds: float = BUDGET) -> None:
+        """indexes: folder with those of the files that models were trained on. seconds: that taking in
+        approved turns may take, about, each time.
+        """
         self.offload = Offload(1, "explain")
         self._db = db
         self._shelf = shelf
+        self._trained_on = TrainingTurns(indexes)
         self._seconds = seconds
         self._verifier = Verifier(db, shelf.directory, find=shelf.bundle)
         self._verified: set[str] = set()
@@ -158,11 +180,9 @@ class Explainer:
             worked = self._work(logged, reply, in_use)
             self._keep(message, worked)
         nearest, compared = self._nearest(worked, reply, in_use)
-        for one in nearest:
-            one.text, one.reply = mask(one.text), mask(one.reply)
         return ExplanationView(
             attention=_view(worked, mask),
-            nearest=nearest,
+            nearest=[one.masked(mask) for one in nearest],
             verify=_verified(worked.finding),
             compared=compared,
         )
@@ -230,8 +250,12 @@ class Explainer:
                 self._galleries.popitem(last=False)
         self._galleries.move_to_end(model)
         gallery.grow(self._seconds)
-        found = gallery.find(worked.state, without=[reply.id])
-        return [NeighbourView.model_validate(one) for one in found], len(gallery)
+        approved = gallery.find(worked.state, without=[reply.id])
+        learned, of = self._trained_on.nearest(model, worked.state)
+        # Approved turns come first: of two alike, the one that has a conversation to open is shown.
+        found = unlike([*approved, *learned])
+        found.sort(key=lambda one: -one.similarity)
+        return [NeighbourView.model_validate(one) for one in found[:SHOWN]], len(gallery) + of
 
 
 def attended(

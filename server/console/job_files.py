@@ -3,7 +3,7 @@
 reviewed.jsonl.gz  imported.jsonl.gz    what is learned; gone when the job has ended
 NAME  NAME.run  NAME.manifest.json      the candidate, its training (gone as well), its lineage
 questions.jsonl.gz  answers.jsonl       logged turns, and how both models answer them; gone as well
-retrain.jsonl  compare.jsonl            progress, as the processes tell it
+retrain.jsonl  index.jsonl              progress, as the processes tell it
 log.txt  attempts.json                  what they print; how often they were begun
 """
 
@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 from server.console.job_process import keep
 from server.console.jobs import Record
 
-Work = Literal["retrain", "compare"]
+Work = Literal["retrain", "index", "compare"]
 ENDINGS: Final = ("done", "stopped", "failed")
 """Phases with which a process says that it ended by itself."""
 CURVE: Final = 200

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, HTTPException
+from fastapi import APIRouter, HTTPException
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.console import jobs
+from server.console import job_settings, jobs
+from server.console.job_settings import Wrong
 from server.console.jobs import JobRefused, Record, State
-from server.console.review_routes import no_query
 from server.console.sign_in import Admin, Asked, SignedIn
-from server.http import ErrorBody
+from server.http import ErrorBody, ErrorDetail
 
 router = APIRouter(
     tags=["operator"],
-    dependencies=[Depends(no_query)],
     responses={code: {"model": ErrorBody} for code in (401, 403, 404, 409)},
 )
 
@@ -37,6 +38,25 @@ class NewJob(BaseModel):
 
     settings: Annotated[dict[Key, Value], Field(max_length=MAX_SETTINGS)] = {}
     use_imports: bool = False
+
+
+class WrongSetting(BaseModel):
+    """A setting that a retraining would not take: it is unknown, or its value is out of range."""
+
+    field: str
+    message: str
+
+
+class SettingsDetail(ErrorDetail):
+    """fields: each setting that is wrong, where that is the reason; the code is then `bad_settings`."""
+
+    fields: Sequence[WrongSetting] = ()
+
+
+class SettingsError(BaseModel):
+    """The body of a refusal."""
+
+    error: SettingsDetail
 
 
 class ProgressView(BaseModel):
@@ -69,6 +89,7 @@ class ResultView(BaseModel):
 
     model: the candidate's name among the models; if it could not be put there, where it is, and
     `not_installed` says why. compared: None where it could not be done; then `changes_error` says why.
+    index_error: why there is no index of what it was trained on, where there should be one.
     """
 
     passed: bool
@@ -78,6 +99,7 @@ class ResultView(BaseModel):
     not_installed: str | None = None
     compared: Compared | None = None
     changes_error: str | None = None
+    index_error: str | None = None
 
 
 class JobView(BaseModel):
@@ -127,10 +149,18 @@ async def list_jobs(console: Asked, _: SignedIn) -> JobList:
     return JobList(jobs=[JobView(**_values(each)) for each in found], missing=missing)
 
 
-@router.post("/jobs", summary="Retrain the model in use with what was reviewed")
-async def queue(console: Asked, who: Admin, asked: NewJob) -> JobView:
+@router.post(
+    "/jobs",
+    summary="Retrain the model in use with what was reviewed",
+    response_model=JobView,
+    responses={400: {"model": SettingsError}},
+)
+async def queue(console: Asked, who: Admin, asked: NewJob) -> JobView | JSONResponse:
     base = console.engine.speaker.fingerprint
     try:
+        wrong = await console.offload(job_settings.wrong, asked.settings)
+        if wrong:
+            return _refused(wrong)
         found = await console.offload(
             jobs.queue,
             console.db,
@@ -166,6 +196,13 @@ async def cancel(console: Asked, who: Admin, job_id: str) -> JobView:
         raise HTTPException(404, "there is no such retraining")
     console.wake_jobs()
     return JobView(**_values(found))
+
+
+def _refused(wrong: Sequence[Wrong]) -> JSONResponse:
+    fields = [WrongSetting(field=each.field, message=each.message) for each in wrong]
+    message = "; ".join(f"{each.field}: {each.message}" for each in wrong)
+    detail = SettingsDetail(code="bad_settings", message=message, fields=fields)
+    return JSONResponse(SettingsError(error=detail).model_dump(), 400)
 
 
 def _values(found: Record) -> dict[str, Any]:

@@ -4,7 +4,8 @@ tell, and ends it.
 What is to be done next is read off the job's directory alone, so whoever comes after a server that was killed
 goes on where it was, with the same process if that still lives:
 
-    data written? ──► training.retrain ──► candidate judged ──► training.compare ──► pairs kept, done
+    data written? ──► training.retrain ──► candidate judged ──► training.index, if the gate passed it
+                                                            ──► training.compare ──► pairs kept, done
 
 A server watches over a job by a lock on the job's directory. A job whose directory is on another machine is
 that machine's.
@@ -26,6 +27,7 @@ from typing import Any, Final
 from sqlalchemy import Engine
 
 from chatbot.model_directory import ModelDirectoryError
+from chatbot.turn_index import SUFFIX
 from server import logs, models
 from server.console import job_data, job_process, jobs
 from server.console.changes import answered_of, store_pairs
@@ -158,8 +160,7 @@ class Watch:
         self._db, self._settings, self._record, self._places, self._hold = db, settings, record, places, hold
         self._attempts = Attempts(places)
         self._told: dict[Work, Told] = {
-            "retrain": Told(places.progress("retrain")),
-            "compare": Told(places.progress("compare")),
+            work: Told(places.progress(work)) for work in ("retrain", "index", "compare")
         }
         self._process: Process | None = job_process.found(places.directory)
         self._child: Child | None = None
@@ -208,6 +209,9 @@ class Watch:
         if record.result is None:
             self._judge()
             return False
+        if self._lacks_index(record.result):
+            self._make_index(record, record.result)
+            return False
         if not places.answers.is_file():
             try:
                 self._compare(record)
@@ -250,6 +254,25 @@ class Watch:
             raise JobFailed("the candidate cannot be read")
         jobs.judged(self._db, self._record.id, found.fingerprint, found.result)
         forget_texts(self._places.directory)  # the rest needs none of it
+
+    def _lacks_index(self, result: dict[str, Any]) -> bool:
+        return bool(result.get("passed")) and "index_error" not in result and not self._index().is_file()
+
+    def _index(self) -> Path:
+        return self._settings.indexes / f"{self._places.name}{SUFFIX}"
+
+    def _make_index(self, record: Record, result: dict[str, Any]) -> None:
+        """Of the old data alone: what was reviewed or uploaded is in the database, where it can be erased."""
+        files = [_whole(file) for file in self._settings.replay_files]
+        out = ("--out", _whole(self._index()), "--progress", _whole(self._places.progress("index")))
+        try:
+            self._settings.indexes.mkdir(mode=0o700, parents=True, exist_ok=True)  # it will hold texts
+            self._begin("index", ["training", "index", _whole(self._places.candidate), *files, *out])
+        except (JobFailed, OSError) as failure:  # replies of the candidate can be explained without
+            why = str(failure) if isinstance(failure, JobFailed) else failure.strerror
+            self._child = None
+            assert record.candidate is not None, "it was judged"
+            jobs.judged(self._db, record.id, record.candidate, result | {"index_error": why})
 
     def _compare(self, record: Record) -> None:
         failed = self._exhausted("compare")
@@ -345,8 +368,9 @@ class Watch:
 
     def _report(self, phase: str | None = None) -> None:
         """Keep where the process is, with its curve and the end of its log."""
-        training, comparing = self._told["retrain"], self._told["compare"]
-        summary = (comparing if comparing.now else training).summary()
+        training = self._told["retrain"]
+        latest = next((told for told in reversed(self._told.values()) if told.now), training)
+        summary = latest.summary()
         if phase is not None:
             summary = dict.fromkeys(summary) | {"phase": phase}
         progress = {**summary, "curve": training.curve(), "log": tail(self._places.log)}
@@ -368,6 +392,7 @@ class Watch:
     def _cancelled(self) -> bool:
         self._end("cancelled", None)
         shutil.rmtree(self._places.candidate, ignore_errors=True)
+        self._index().unlink(missing_ok=True)
         return True
 
     def _given_up(self) -> bool:

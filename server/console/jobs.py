@@ -64,7 +64,7 @@ def queue(
     db: Engine, told: Settings, base: str, who: Identity, settings: Mapping[str, Any], *, use_imports: bool
 ) -> Record:
     """A retraining from model `base`, begun as soon as no other runs. settings: of
-    `training.retrain.RetrainConfig`, which the process itself checks.
+    `training.retrain_config.RetrainConfig`, checked before by `server.console.job_settings`.
 
     Raises `JobRefused`.
     """

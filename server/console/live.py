@@ -2,6 +2,8 @@
 
     Conversations ──observe──▶ Live.changed ──▶ Feed of each stream ──▶ server-sent events
 
+What other servers do is found by `server.console.live_elsewhere`.
+
 A feed keeps what its reader has not had yet, each change of each conversation once; a reader who falls far
 behind loses the stream and comes back for a fresh look. While nobody looks on, a change costs one look at an
 empty set. All of it belongs on the event loop.
@@ -15,7 +17,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from server.console.accounts import Session
-from server.conversations import Change
+from server.presence import Change, Observer
 
 WAITING: Final = 2000
 """Changes that may wait for a reader."""
@@ -75,6 +77,7 @@ class Live:
 
     def __init__(self) -> None:
         self._feeds: set[Feed] = set()
+        self._listeners: list[Observer] = []
         self._streams: dict[Closable, str] = {}
         self._by_operator: Counter[str] = Counter()
         self._stopping = False
@@ -83,10 +86,21 @@ class Live:
         """Streams that are open."""
         return len(self._streams)
 
-    def changed(self, conversation: str, change: Change) -> None:
-        """Something has happened, and is in the database."""
+    @property
+    def watched(self) -> bool:
+        """Whether there is a feed."""
+        return bool(self._feeds)
+
+    def changed(self, conversation: str, change: Change, seq: int | None = None) -> None:
+        """Something has happened, and is in the database. seq: of the newest message, where it is known."""
         for feed in self._feeds:
             feed.put(conversation, change)
+        for listener in self._listeners:
+            listener(conversation, change, seq)
+
+    def listen(self, listener: Observer) -> None:
+        """Have `listener` told of what every feed is given."""
+        self._listeners.append(listener)
 
     def feed(self) -> Feed:
         """A feed of what happens from now on; give it to `forget` afterwards."""

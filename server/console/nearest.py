@@ -1,7 +1,7 @@
 """Turns like this one that people have approved: what the bot has learned, or will learn, to say there.
 
-They are found by the encoder's state before the reply (`chatbot.encoders`), which a `Gallery` keeps for one
-model, newest first, and compares by cosine similarity: one matrix product. Its turns are
+They are found by the encoder's state before the reply (`chatbot.turn_states`), which a `Gallery` keeps for
+one model, newest first, and compares by cosine similarity: one matrix product. Its turns are
 
     replies marked good, corrected replies       of reviewed conversations
     what operators said                          of conversations that were taken over
@@ -16,18 +16,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice, pairwise
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
-import torch
 from sqlalchemy import Connection, Engine, Select, and_, func, or_, select
 from sqlalchemy.orm import aliased
 
 from chatbot.model_directory import ModelBundle
-from chatbot.tokenizer import clip_turn
-from chatbot.transcripts import Role, Transcript
+from chatbot.transcripts import Transcript
+from chatbot.turn_states import WINDOW, Turns, answers, parts_before, states_after
 from server.database import reading
 from server.tables import Conversation, ImportBatch, ImportedTranscript, Message, Verdict
 
@@ -35,15 +34,14 @@ MOST: Final = 20_000
 """Turns of a gallery: 40 MB of states of the shipped model."""
 BUDGET: Final = 0.4
 """Seconds that a gallery may grow before it answers."""
-WINDOW: Final = 12
-"""Turns that are read for a state, the one that is answered included: what is long ago changes it little."""
 AT_ONCE: Final = 16
 """Replies, or transcripts, whose states are worked out together."""
 MOST_OF_ONE: Final = 64
 """Turns of one transcript."""
 SHOWN: Final = 5
 
-Turns = Sequence[tuple[Role, str]]
+Source = Literal["review", "operator", "import", "training"]
+"""Where a turn comes from; of what a gallery has, never the last."""
 
 
 class Said(NamedTuple):
@@ -65,15 +63,19 @@ Key = Said | Imported
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """An approved turn: the question, the reply, cosine similarity, whether a reviewer wrote the reply, and
-    the conversation; None for a transcript.
+    """A turn like the one that is explained: the question, the reply, cosine similarity, whether a reviewer
+    wrote the reply, and its conversation; for a transcript, its file, its id, and the reply's place from 0.
     """
 
     text: str
     reply: str
     similarity: float
     corrected: bool
-    conversation: str | None
+    source: Source
+    conversation: str | None = None
+    file: str | None = None
+    transcript: str | None = None
+    turn: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,36 +84,6 @@ class _Reading:
 
     keys: list[Key]
     parts: list[Turns]
-
-
-def state_of(bundle: ModelBundle, conversations: Sequence[Turns]) -> np.ndarray:
-    """The encoder's summary of the last turns of each conversation, of length 1: float32 (B, C)."""
-    return states_after(bundle, [[turns[-WINDOW:]] for turns in conversations])[0]
-
-
-def states_after(bundle: ModelBundle, conversations: Sequence[Sequence[Turns]]) -> list[np.ndarray]:
-    """The same after the first part of each conversation, after the second, and so on: each (B, C). A
-    conversation of fewer parts keeps the state it has.
-    """
-    model, limit = bundle.model, bundle.config.max_turn_tokens
-    count = max(map(len, conversations), default=0)
-    if model.encoder is None:
-        return [np.zeros((len(conversations), 0), dtype=np.float32)] * count
-    found: list[np.ndarray] = []
-    context = model.empty_context(len(conversations))
-    with torch.inference_mode():
-        for number in range(count):
-            ids = [
-                [
-                    clip_turn(bundle.tokenizer.encode_turn(role, text), limit)
-                    for role, text in (parts[number] if number < len(parts) else ())
-                ]
-                for parts in conversations
-            ]
-            context = model.encode_conversations(ids, context)
-            states = model.encoder.summary(context.state).float()
-            found.append(torch.nn.functional.normalize(states, dim=1).numpy())
-    return found
 
 
 class Gallery:
@@ -172,15 +144,12 @@ class Gallery:
         left_out = set(without)
         with reading(self._db) as connection:
             texts = _texts(connection, [key for key, _ in ranked])
-        found: dict[tuple[str, str], Neighbour] = {}
-        for key, similarity in ranked:
-            shown = texts.get(key)
-            if shown is None or (isinstance(key, Said) and key.message in left_out):
-                continue
-            question, reply, corrected, conversation = shown
-            alike = (question.strip().casefold(), reply.strip().casefold())
-            found.setdefault(alike, Neighbour(question, reply, similarity, corrected, conversation))
-        return list(found.values())[:count]
+        found = [
+            replace(texts[key], similarity=similarity)
+            for key, similarity in ranked
+            if key in texts and not (isinstance(key, Said) and key.message in left_out)
+        ]
+        return unlike(found)[:count]
 
     # --- growing ------------------------------------------------------------------------------------------
 
@@ -222,6 +191,14 @@ class Gallery:
             self._states = grown
         self._states[have : have + len(keys)] = states
         self._keys += keys
+
+
+def unlike(found: Iterable[Neighbour]) -> list[Neighbour]:
+    """Of those with the same question and reply, the first."""
+    kept: dict[tuple[str, str], Neighbour] = {}
+    for one in found:
+        kept.setdefault((one.text.strip().casefold(), one.reply.strip().casefold()), one)
+    return list(kept.values())
 
 
 # --- what the database has --------------------------------------------------------------------------------
@@ -280,10 +257,10 @@ def _readings(connection: Connection, unit: tuple[str, ...]) -> Iterator[_Readin
     batch, number = unit[0], int(unit[1])
     transcript = _transcript(connection, batch, number)
     said = [(turn.role, turn.text) for turn in transcript.turns] if transcript is not None else []
-    places = [*islice(_answers(said), MOST_OF_ONE)]
+    places = [*islice(answers(said), MOST_OF_ONE)]
     if places:
-        parts: list[Turns] = [said[max(start, end - WINDOW) : end] for start, end in pairwise([0, *places])]
-        yield _Reading([Imported(batch, number, place) for place in places], parts)
+        keys: list[Key] = [Imported(batch, number, place) for place in places]
+        yield _Reading(keys, parts_before(said, places))
 
 
 def _turns_before(connection: Connection, message: str) -> Turns:
@@ -305,13 +282,6 @@ def _turns_before(connection: Connection, message: str) -> Turns:
     return [(row.role, row.text) for row in connection.execute(before) if row.text.strip()][::-1]
 
 
-def _answers(said: Turns) -> Iterator[int]:
-    """Places of agents' turns that come right after a user's."""
-    for place in range(1, len(said)):
-        if said[place][0] == "agent" and said[place - 1][0] == "user" and said[place][1].strip():
-            yield place
-
-
 def _transcript(connection: Connection, batch: str, number: int) -> Transcript | None:
     kept = connection.scalar(
         select(ImportedTranscript.transcript).where(
@@ -321,22 +291,25 @@ def _transcript(connection: Connection, batch: str, number: int) -> Transcript |
     return None if kept is None else Transcript.model_validate(kept)
 
 
-Shown = tuple[str, str, bool, str | None]
-
-
-def _texts(connection: Connection, keys: Sequence[Key]) -> dict[Key, Shown]:
-    """Of each turn that is still there and approved: question, reply, whether corrected, conversation."""
-    found: dict[Key, Shown] = {}
+def _texts(connection: Connection, keys: Sequence[Key]) -> dict[Key, Neighbour]:
+    """Each turn that is still there and approved, with a similarity of 0."""
+    found: dict[Key, Neighbour] = {}
     said = [key.message for key in keys if isinstance(key, Said)]
     for row in connection.execute(_shown(said)) if said else ():
         if row.question is not None:
-            found[Said(row.id)] = (row.question, row.reply, row.corrected is not None, row.conversation_id)
+            source: Source = "operator" if row.verdict is None else "review"
+            corrected = row.corrected is not None
+            conversation = row.conversation_id
+            found[Said(row.id)] = Neighbour(row.question, row.reply, 0.0, corrected, source, conversation)
     for key in keys:
         if isinstance(key, Imported):
+            file = connection.scalar(select(ImportBatch.name).where(ImportBatch.id == key.batch))
             transcript = _transcript(connection, key.batch, key.number)
             turns = [(turn.role, turn.text) for turn in transcript.turns] if transcript is not None else []
-            if key.turn in _answers(turns):
-                found[key] = (turns[key.turn - 1][1], turns[key.turn][1], False, None)
+            if transcript is not None and key.turn in answers(turns):
+                question, reply = turns[key.turn - 1][1], turns[key.turn][1]
+                place = (file, transcript.id, key.turn)
+                found[key] = Neighbour(question, reply, 0.0, False, "import", None, *place)
     return found
 
 
@@ -361,6 +334,7 @@ def _shown(messages: Sequence[str]) -> Select[Any]:
             question.label("question"),
             func.coalesce(Verdict.corrected, reply.text).label("reply"),
             Verdict.corrected,
+            Verdict.message_id.label("verdict"),
         )
         .outerjoin(asked, asked.id == reply.answers)
         .outerjoin(Verdict, and_(Verdict.message_id == reply.id, _APPROVED))

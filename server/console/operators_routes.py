@@ -6,17 +6,15 @@ from datetime import datetime
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException, Query
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, HTTPException, Query
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server.console import audit
 from server.console.accounts import AccountError, Role
-from server.console.review_routes import no_query
+from server.console.filters import Time
 from server.console.sign_in import Admin, Asked, Who, hashing, refusal
 
 router = APIRouter(tags=["operator"])
-
-MAX_CURSOR = 2**63 - 1
 
 
 class AccountView(BaseModel):
@@ -72,24 +70,32 @@ class AuditView(BaseModel):
 
 
 class AuditList(BaseModel):
-    """The newest first. next: the cursor of what comes after; null at the end."""
+    """The newest first. next: what `before` is for the page after it; null at the end."""
 
     entries: list[AuditView]
     next: str | None
 
 
 class AuditQuery(BaseModel):
-    """operator, action: only theirs, only such. cursor: `next` of the page before."""
+    """Which entries, and which part of them. All that is given must hold."""
 
     model_config = ConfigDict(extra="forbid")
 
-    operator: str | None = None
-    action: str | None = None
-    cursor: Annotated[str | None, Field(pattern=r"^[0-9]{1,19}$")] = None
-    limit: Annotated[int, Field(ge=1, le=200)] = 50
+    account: str | None = Field(None, description="the name of who did it")
+    action: str | None = Field(None, description="what was done, such as conversation.take")
+    from_: Time | None = Field(None, alias="from", description="at this time or after it")
+    to: Time | None = Field(None, description="before this time")
+    before: str | None = Field(None, description="the `next` of the page before; none for the first page")
+    limit: int = Field(50, ge=1, le=200, description="entries on a page, at most")
+
+    @model_validator(mode="after")
+    def _check_times(self) -> AuditQuery:
+        if self.from_ is not None and self.to is not None and self.from_ > self.to:
+            raise ValueError("from is later than to")
+        return self
 
 
-@router.get("/operators", summary="All operators", dependencies=[Depends(no_query)])
+@router.get("/operators", summary="All operators")
 async def operators(console: Asked, _: Admin) -> AccountList:
     found = await console.offload(console.accounts.accounts)
     return AccountList(operators=[AccountView.model_validate(account) for account in found])
@@ -115,19 +121,22 @@ async def change(console: Asked, who: Admin, operator_id: str, given: AccountCha
 
 @router.get("/audit", summary="The audit log: who did what")
 async def audit_log(console: Asked, _: Admin, query: Annotated[AuditQuery, Query()]) -> AuditList:
-    before = None if query.cursor is None else int(query.cursor)
-    if before is not None and before > MAX_CURSOR:
-        raise HTTPException(400, "cursor: there is no such page")
+    try:
+        before = None if query.before is None else audit.Place.of(query.before)
+    except ValueError as error:
+        raise HTTPException(400, f"before: {error}") from None
     found = await console.offload(
         audit.entries,
         console.db,
-        operator=query.operator,
+        operator=query.account,
         action=query.action,
+        since=query.from_,
+        until=query.to,
         before=before,
         limit=query.limit + 1,
     )
     page = found[: query.limit]
     return AuditList(
         entries=[AuditView.model_validate(entry) for entry in page],
-        next=str(page[-1].id) if len(found) > query.limit else None,
+        next=audit.Place(page[-1].at, page[-1].id).cursor() if len(found) > query.limit else None,
     )

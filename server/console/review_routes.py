@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Final, ParamSpec, TypeVar
 
-from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.console import review, review_queue
@@ -23,15 +23,8 @@ MAX_SKIP: Final = 500
 _STATUS: Final = {"unknown": 404, "conflict": 409, "invalid": 400}
 
 
-def no_query(request: Request) -> None:
-    """Raises HTTPException 400 for any query key: these routes know none."""
-    for key in request.query_params:
-        raise HTTPException(400, f"{key[:64]}: there is no such query key")
-
-
 router = APIRouter(
     tags=["operator"],
-    dependencies=[Depends(no_query)],
     responses={code: {"model": ErrorBody} for code in (401, 403, 404, 409)},
 )
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException
+from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel, ConfigDict, Field
 
 from server import models
 from server.console import rollouts
 from server.console.masking import masker
 from server.console.model_list import models_directory
-from server.console.review_routes import no_query
 from server.console.rollouts import Comparison, RolloutRefused
 from server.console.sign_in import Admin, Asked, SignedIn
 from server.database import reading
@@ -22,7 +21,6 @@ from server.rollouts import Kind, Plan
 router = APIRouter(
     prefix="/rollouts",
     tags=["operator"],
-    dependencies=[Depends(no_query)],
     responses={code: {"model": ErrorBody} for code in (401, 403, 404, 409)},
 )
 

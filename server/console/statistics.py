@@ -3,10 +3,15 @@
 The database adds everything up. Times are rounded there, by half a millisecond or a fortieth of themselves at
 most, and counted by rounded time: a percentile is read from some hundreds of such counts a day, however many
 replies there were, on SQLite and PostgreSQL alike.
+
+What was said of a day's replies is known for good, unless a visitor is erased: they are added up once, and
+again only when the day has another number of messages than it had. All else is asked for anew.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
@@ -18,35 +23,48 @@ from typing import Any, Final
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Date,
     Double,
     Engine,
     String,
     and_,
     case,
+    cast,
     func,
     literal,
+    literal_column,
     or_,
     select,
     union_all,
 )
 from sqlalchemy.orm import InstrumentedAttribute
 
+from server import logs
 from server.database import reading
 from server.offload import Offload
 from server.store_errors import StoreUnavailable
 from server.tables import Conversation, Feedback, Generation, Message, Suggestion
 
+log = logging.getLogger(__name__)
+
 DAYS: Final = 30
 """Shown unless a range is asked for."""
 MOST_DAYS: Final = 366
 CHUNK: Final = {"sqlite": MOST_DAYS, "postgresql": 31}
-"""Days that are asked for at a time: PostgreSQL gives up a question that takes it long (server.database),
-SQLite reads all messages for every question.
-"""
+"""Days that are asked for at a time: PostgreSQL gives up a question that takes it long (server.database)."""
 KEPT_FOR: Final = 300.0
 """Seconds for which figures of days that are over may be told again: they change little, by late thumbs."""
 TODAY_KEPT_FOR: Final = 10.0
 """The same for a day that is not over, so that asking again and again costs little."""
+
+TOGETHER: Final = 100
+"""Days whose messages are counted in one question: SQLite takes 500 of them at most."""
+MOST_KEPT: Final = 2 * MOST_DAYS
+"""Days whose replies are remembered."""
+CLOCKS: Final = timedelta(days=1)
+"""More than the clocks of two servers differ by: what follows from something else bears a later time, or
+nearly.
+"""
 
 _STEPS: Final = ((100.0, 1.0), (1_000.0, 5.0), (10_000.0, 50.0))
 _COARSEST: Final = 500.0
@@ -95,8 +113,9 @@ class Statistics:
     total: Figures
 
 
-Parts = dict[date, dict[str | None, Figures]]
-"""Of each day, what belongs to a model, and under None what belongs to none."""
+Part = dict[str | None, Figures]
+"""What belongs to a model, and under None what belongs to none."""
+Parts = dict[date, Part]
 
 
 def percentile(counts: Mapping[float, int], share: float) -> float | None:
@@ -126,7 +145,23 @@ class Dashboard:
     ) -> None:
         self._db, self._clock, self._now = db, clock, now
         self._offload = Offload(1, "statistics")
-        self._known: dict[date, tuple[float, dict[str | None, Figures]]] = {}  # until when, and what
+        self._known: dict[date, tuple[float, Part]] = {}  # until when, and what
+        self._replies: dict[date, tuple[int, Part]] = {}  # among how many messages, and what
+
+    async def warm_up(self) -> None:
+        """Add up the replies of the last days, the newest first, so that nobody who asks waits for that.
+
+        It rests as long as it works. A database that does not answer is left alone.
+        """
+        today = self._now().astimezone(UTC).date()
+        days = [today - timedelta(n) for n in range(DAYS)]
+        try:
+            for day, messages in (await self._offload(_messages_of, self._db, days)).items():
+                began = self._clock()
+                await self._offload(self._replies_of, day, messages)
+                await asyncio.sleep(self._clock() - began)
+        except StoreUnavailable as error:
+            logs.event(log, logging.WARNING, "warm_up_failed", error=logs.place(error))
 
     async def ask(self, first: date, last: date) -> Statistics:
         """`figures`, from the event loop."""
@@ -161,23 +196,38 @@ class Dashboard:
             chunk = [day for day in missing if (day - missing[0]).days < most]
             missing = missing[len(chunk) :]
             found = _count_in_parts(self._db, chunk[0], chunk[-1])
+            for day, part in found.items():
+                for model, figures in self._replies_of(day, part[None].messages).items():
+                    part[model].include(figures)
             parts |= found
             ended = self._clock()
             for day, part in found.items():
                 self._known[day] = ended + (KEPT_FOR if day < today else TODAY_KEPT_FOR), part
         return parts
 
+    def _replies_of(self, day: date, messages: int) -> Part:
+        """messages: how many there are of the day."""
+        if not messages:
+            return {}
+        known = self._replies.pop(day, None)
+        if known is None or known[0] != messages:
+            known = messages, _replies(self._db, day)
+        self._replies[day] = known
+        while len(self._replies) > MOST_KEPT:
+            del self._replies[next(iter(self._replies))]
+        return known[1]
+
 
 # ---- Counting ----------------------------------------------------------------------------------------------
 
 
 def count(db: Engine, first: date, last: date) -> Parts:
-    """What there is of all days from `first` to `last`, both included."""
+    """What there is of all days from `first` to `last`, both included, but for their replies."""
     days = [first + timedelta(n) for n in range((last - first).days + 1)]
     parts: Parts = {day: defaultdict(Figures) for day in days}
-    begin, end = (datetime.combine(day, time(), UTC) for day in (first, last + timedelta(1)))
+    begin, end = _midnight(first), _midnight(last + timedelta(1))
     with reading(db) as connection:
-        for counted in (_conversations, _messages, _replies, _feedback, _suggestions):
+        for counted in (_conversations, _messages, _messages_by_operators, _feedback, _suggestions):
             counted(connection, begin, end, parts)
     return parts
 
@@ -193,8 +243,12 @@ def _count_in_parts(db: Engine, first: date, last: date) -> Parts:
     return _count_in_parts(db, first, middle) | _count_in_parts(db, middle + timedelta(1), last)
 
 
-def _of(parts: Parts, day: str, model: str | None = None) -> Figures:
-    return parts[date.fromisoformat(day)][model]
+def _of(parts: Parts, day: str | date, model: str | None = None) -> Figures:
+    return parts[date.fromisoformat(day) if isinstance(day, str) else day][model]
+
+
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, time(), UTC)
 
 
 def _conversations(connection: Connection, begin: datetime, end: datetime, parts: Parts) -> None:
@@ -206,7 +260,9 @@ def _conversations(connection: Connection, begin: datetime, end: datetime, parts
     day = _day(connection, Conversation.created_at)
     query = (
         select(day, Conversation.model, func.count(), _how_many(alone))
-        .where(Conversation.created_at >= begin, Conversation.created_at < end, Conversation.last_seq > 0)
+        .where(Conversation.created_at >= begin, Conversation.created_at < end)
+        # The index of the inbox leads past those that were over before.
+        .where(literal_column("conversation.last_seq > 0"), Conversation.updated_at >= begin - CLOCKS)
         .group_by(day, Conversation.model)
     )
     for at, model, conversations, handled_alone in connection.execute(query):
@@ -214,25 +270,53 @@ def _conversations(connection: Connection, begin: datetime, end: datetime, parts
 
 
 def _messages(connection: Connection, begin: datetime, end: datetime, parts: Parts) -> None:
+    for day, messages in _counted(connection, list(parts)).items():
+        parts[day][None].add(messages=messages)
+
+
+def _messages_of(db: Engine, days: list[date]) -> dict[date, int]:
+    """How many there are of each day, where there are any."""
+    with reading(db) as connection:
+        return {day: messages for day, messages in _counted(connection, days).items() if messages}
+
+
+def _counted(connection: Connection, days: list[date]) -> dict[date, int]:
+    """Messages of each day, which is a stretch of an index."""
+    found: dict[date, int] = {}
+    for several in (days[at : at + TOGETHER] for at in range(0, len(days), TOGETHER)):
+        stretches = [
+            select(literal(number).label("day"), func.count().label("messages"))
+            .select_from(Message)
+            .where(Message.created_at >= _midnight(day), Message.created_at < _midnight(day + timedelta(1)))
+            for number, day in enumerate(several)
+        ]
+        found |= {several[number]: n for number, n in connection.execute(union_all(*stretches))}
+    return found
+
+
+def _messages_by_operators(connection: Connection, begin: datetime, end: datetime, parts: Parts) -> None:
     day = _day(connection, Message.created_at)
-    within = and_(Message.created_at >= begin, Message.created_at < end)
-    said = select(day, func.count(), _how_many(Message.operator_id.is_not(None)))
-    for at, messages, by_operators in connection.execute(said.where(within).group_by(day)):
-        _of(parts, at).add(messages=messages, operator_messages=by_operators)
+    theirs = and_(
+        literal_column("message.operator_id IS NOT NULL"),  # as the index has it
+        Message.created_at >= begin,
+        Message.created_at < end,
+    )
+    for at, messages in connection.execute(select(day, func.count()).where(theirs).group_by(day)):
+        _of(parts, at).add(operator_messages=messages)
     covered = (
         select(day, func.count(Message.id.distinct()))
         .join(Suggestion, Suggestion.message_id == Message.id)
-        .where(within, Suggestion.outcome.in_(("accepted", "edited")))
+        .where(theirs, Suggestion.outcome.in_(("accepted", "edited")))
         .group_by(day)
     )
     for at, messages in connection.execute(covered):
         _of(parts, at).add(covered=messages)
 
 
-def _replies(connection: Connection, begin: datetime, end: datetime, parts: Parts) -> None:
+def _replies(db: Engine, day: date) -> Part:
+    """What models have said on that day."""
     made = (
         select(
-            _day(connection, Message.created_at).label("day"),
             Generation.model.label("model"),
             case(
                 (or_(Generation.withheld.is_not(None), Generation.finish_reason == "abstained"), 1), else_=0
@@ -242,31 +326,35 @@ def _replies(connection: Connection, begin: datetime, end: datetime, parts: Part
         )
         .select_from(Message)
         .join(Generation, Generation.message_id == Message.id)
-        .where(Message.created_at >= begin, Message.created_at < end)
+        .where(Message.created_at >= _midnight(day), Message.created_at < _midnight(day + timedelta(1)))
         .cte("made")
         .prefix_with("MATERIALIZED")  # the join is made once for both
     )
     times = [
         select(
-            made.c.day,
             made.c.model,
             literal(kind).label("kind"),
             column.label("time"),
             func.count().label("count"),
             func.sum(made.c.abstained).label("abstained"),
-        ).group_by(made.c.day, made.c.model, column)
+        ).group_by(made.c.model, column)
         for kind, column in (("first_token_ms", made.c.first), ("total_ms", made.c.whole))
     ]
-    for row in connection.execute(union_all(*times)):
-        figures = _of(parts, row.day, row.model)
-        if row.time is not None:
-            getattr(figures, row.kind)[row.time] += row._mapping["count"]
-        if row.kind == "total_ms":  # every reply has one
-            figures.add(replies=row._mapping["count"], abstained=row.abstained)
+    part: Part = defaultdict(Figures)
+    with reading(db) as connection:
+        for row in connection.execute(union_all(*times)):
+            figures = part[row.model]
+            if row.time is not None:
+                getattr(figures, row.kind)[row.time] += row._mapping["count"]
+            if row.kind == "total_ms":  # every reply has one
+                figures.add(replies=row._mapping["count"], abstained=row.abstained)
+    return part
 
 
 def _feedback(connection: Connection, begin: datetime, end: datetime, parts: Parts) -> None:
     day = _day(connection, Message.created_at)
+    # Written as an expression, so that SQLite goes from the thumbs to their messages and not the other way.
+    said = func.coalesce(Message.created_at, Feedback.updated_at)
     query = (
         select(
             day, Generation.model, _how_many(Feedback.rating == "up"), _how_many(Feedback.rating == "down")
@@ -274,7 +362,7 @@ def _feedback(connection: Connection, begin: datetime, end: datetime, parts: Par
         .select_from(Feedback)
         .join(Message, Message.id == Feedback.message_id)
         .outerjoin(Generation, Generation.message_id == Feedback.message_id)
-        .where(Message.created_at >= begin, Message.created_at < end)
+        .where(Feedback.updated_at >= begin - CLOCKS, said >= begin, said < end)
         .group_by(day, Generation.model)
     )
     for at, model, up, down in connection.execute(query):
@@ -299,11 +387,11 @@ def _suggestions(connection: Connection, begin: datetime, end: datetime, parts: 
         _of(parts, at, model).add(shown=shown, accepted=accepted, edited=edited, ignored=ignored)
 
 
-def _day(connection: Connection, moment: InstrumentedAttribute[datetime]) -> ColumnElement[str]:
-    """The day of a moment in UTC, as `2026-11-21`."""
-    if connection.dialect.name == "sqlite":  # where a moment is kept as text, in UTC
+def _day(connection: Connection, moment: InstrumentedAttribute[datetime]) -> ColumnElement[Any]:
+    """The day of a moment in UTC: on SQLite, where a moment is kept as text, as `2026-11-21`."""
+    if connection.dialect.name == "sqlite":
         return func.substr(moment, 1, 10, type_=String)
-    return func.to_char(func.timezone("UTC", moment), "YYYY-MM-DD", type_=String)
+    return cast(func.timezone("UTC", moment), Date)
 
 
 def _how_many(condition: ColumnElement[bool]) -> ColumnElement[int]:

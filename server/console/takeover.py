@@ -23,25 +23,25 @@ from server.tables import Conversation
 
 async def take(console: Console, who: Identity, conversation: str, version: int) -> Ownership:
     """From the commit on the bot says nothing there. Raises OwnerChanged, UnknownConversation."""
-    along = _noted(who, "conversation_taken", conversation)
+    along = _noted(who, "conversation.take", conversation)
     return await console.conversations.change_owner(conversation, OwnerWish(who.id, version, True, along))
 
 
 async def hand_back(console: Console, who: Identity, conversation: str, version: int) -> Ownership:
     """The bot answers again. Raises OwnerChanged (also when it is not theirs), UnknownConversation."""
-    along = _noted(who, "conversation_handed_back", conversation)
+    along = _noted(who, "conversation.hand_back", conversation)
     return await console.conversations.change_owner(conversation, OwnerWish(who.id, version, False, along))
 
 
 async def close(console: Console, who: Identity, conversation: str) -> Ownership:
     """The bot has it again. Raises OwnerChanged when a colleague has it, UnknownConversation."""
-    along = _noted(who, "conversation_closed", conversation)
+    along = _noted(who, "conversation.close", conversation)
     return await console.conversations.close(conversation, who.id, True, along)
 
 
 async def reopen(console: Console, who: Identity, conversation: str) -> Ownership:
     """Not done after all. Raises OwnerChanged when a colleague has it, UnknownConversation."""
-    along = _noted(who, "conversation_reopened", conversation)
+    along = _noted(who, "conversation.reopen", conversation)
     return await console.conversations.close(conversation, who.id, False, along)
 
 
@@ -51,7 +51,7 @@ async def speak(console: Console, who: Identity, conversation: str, key: str, te
     Raises OwnerChanged unless the conversation is theirs, ClientIdConflict, ConversationFull,
     UnknownConversation, StoreValueError.
     """
-    along = _noted(who, "operator_said", conversation)
+    along = _noted(who, "conversation.speak", conversation)
     return await console.conversations.intervene(conversation, OperatorSay(key, text, who.id, along))
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 
-from server.console.review_routes import no_query
 from server.console.sign_in import Asked, SignedIn
 from server.http import ErrorBody
 
 router = APIRouter(
     prefix="/topics",
     tags=["operator"],
-    dependencies=[Depends(no_query)],
     responses={401: {"model": ErrorBody}},
 )
 

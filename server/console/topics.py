@@ -33,12 +33,12 @@ from torch.nn import functional as F
 from chatbot.model_directory import ModelBundle
 from chatbot.tokenizer import clip_turn
 from chatbot.transcripts import Role
+from chatbot.turn_states import WINDOW
 from server import logs
 from server.console import audit
 from server.console.bundles import Shelf
 from server.console.filters import UNSURE
 from server.console.masking import masker
-from server.console.nearest import WINDOW
 from server.console.projection import Projection, project
 from server.console.topic_words import telling_words
 from server.database import reading, writing

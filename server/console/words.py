@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from chatbot.tokenizer import TextStream, Tokenizer
 from server.console.masking import KINDS
-from server.conversations import storable
+from server.replying import storable
 
 Mask = Callable[[str], str]
 """A text with what nobody need see replaced by `[email]` and the like."""
