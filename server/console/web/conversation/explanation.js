@@ -4,6 +4,7 @@
  */
 
 import { aborted, sentence } from "../shell/api.js";
+import { asReviewer, look } from "../shell/as_reviewer.js";
 import { button, element, facts, heading, iconButton, mark, speech } from "../shell/elements.js";
 import { milliseconds, percent } from "../shell/format.js";
 import { hrefOf } from "../shell/router.js";
@@ -47,7 +48,7 @@ export class ExplanationPanel {
 
   /** message: a bot's reply, or null. */
   show(message) {
-    const signature = message === null ? "" : JSON.stringify([message.id, message.text, message.generation]);
+    const signature = message === null ? "" : JSON.stringify([message.id, message.text, message.generation, asReviewer()]);
     if (signature === this.#shown) return;
     this.#shown = signature;
     clearTimeout(this.#timer);
@@ -61,7 +62,7 @@ export class ExplanationPanel {
     const first = generation === null ? [element("p", { class: "soft" }, "How this reply was made was not recorded.")] : knownOf(message);
     this.#body.replaceChildren(...first, this.#computed, ...(generation === null ? [] : [madeSection(generation)]));
     this.#body.scrollTop = 0;
-    const known = this.#cache.get(message.id);
+    const known = this.#cache.get(cacheKey(message.id));
     if (known !== undefined) return this.#fill(known);
     this.#computed.replaceChildren(element("p", { class: "soft" }, "Looking into the model…"));
     this.#timer = setTimeout(() => this.#ask(message.id), PAUSE);
@@ -76,9 +77,10 @@ export class ExplanationPanel {
     this.#abort = new AbortController();
     const { signal } = this.#abort;
     const place = this.#computed;
+    const key = cacheKey(id);
     try {
-      const told = await this.#api.get(`/messages/${encodeURIComponent(id)}/explanation`, {}, { signal });
-      this.#cache.set(id, told);
+      const told = await this.#api.get(`/messages/${encodeURIComponent(id)}/explanation`, look(), { signal });
+      this.#cache.set(key, told);
       if (place === this.#computed) this.#fill(told);
     } catch (error) {
       if (aborted(error) || place !== this.#computed) return;
@@ -90,10 +92,15 @@ export class ExplanationPanel {
   #fill({ attention, nearest, verify }) {
     const parts = [];
     if (attention) parts.push(section("What it looked at", new AttentionView(attention).node));
-    if (nearest?.length > 0) parts.push(section("Nearest approved turns", nearestList(nearest)));
+    if (nearest?.length > 0) parts.push(section("Nearest turns", nearestList(nearest)));
     if (verify) parts.push(section("Check", verifyLine(verify)));
     this.#computed.replaceChildren(...parts);
   }
+}
+
+/** An explanation that was seen unmasked is not shown to who looks as reviewers do. */
+function cacheKey(id) {
+  return `${asReviewer() ? "masked " : ""}${id}`;
 }
 
 /** What the conversation itself tells. */
@@ -147,9 +154,10 @@ function madeSection({ model, finish_reason: finish, options, seed, queued_ms: q
 }
 
 function nearestList(nearest) {
-  const rows = nearest.map(({ text, reply, similarity, corrected, conversation }) => {
+  const rows = nearest.map(({ text, reply, similarity, corrected, source, conversation, file, transcript }) => {
     const head = element("p", { class: "near-head" }, element("span", { class: "number" }, `${percent(Math.max(0, similarity))} alike`));
     if (corrected) head.append(mark("From a correction", "good"));
+    if (file) head.append(mark(`${source === "training" ? "Learned from" : "Imported from"} ${file}, ${transcript}`));
     if (conversation) head.append(element("a", { href: hrefOf("inbox", [conversation]) }, "Open it"));
     return element("li", {}, head, speech(text, "p", "text asked"), speech(reply, "p", "text"));
   });

@@ -3,6 +3,7 @@
  */
 
 import { aborted, address } from "../shell/api.js";
+import { look } from "../shell/as_reviewer.js";
 import { EventStream, gather } from "../shell/events.js";
 import { LiveReply } from "./live_reply.js";
 import { Verdicts } from "./verdicts.js";
@@ -10,7 +11,7 @@ import { Verdicts } from "./verdicts.js";
 export class ConversationModel {
   #api;
   #hooks;
-  #stream;
+  #stream = null;
   #abort = new AbortController();
   #again;
   #asked = 0;
@@ -32,28 +33,39 @@ export class ConversationModel {
       onError: (error) => hooks.onError(error),
     });
     this.#again = gather(() => this.load(), 60, 500);
+  }
+
+  start() {
+    this.load();
+    this.#listen();
+  }
+
+  /** What is shown is asked for anew: as reviewers see it, or not so any more. */
+  lookAgain() {
+    this.live.end();
+    this.#listen();
+    this.load();
+  }
+
+  #listen() {
     const refresh = () => this.#again(0);
-    this.#stream = new EventStream(address(`${this.path}/events`), {
+    this.#stream?.close();
+    this.#stream = new EventStream(address(`${this.path}/events`, look()), {
       opened: refresh,
       message: refresh,
       owner: refresh,
       rated: refresh,
       delta: (piece) => {
         this.live.add(piece);
-        hooks.onStream();
+        this.#hooks.onStream();
       },
-    });
-  }
-
-  start() {
-    this.load();
-    this.#stream.open();
+    }).open();
   }
 
   stop() {
     this.#abort.abort();
     this.#again.cancel();
-    this.#stream.close();
+    this.#stream?.close();
   }
 
   refresh() {
@@ -64,7 +76,7 @@ export class ConversationModel {
     this.#asked += 1;
     const number = this.#asked;
     try {
-      const told = await this.#api.get(this.path, {}, { signal: this.#abort.signal });
+      const told = await this.#api.get(this.path, look(), { signal: this.#abort.signal });
       if (number === this.#asked) this.#learn(told);
     } catch (error) {
       if (aborted(error) || number !== this.#asked) return;

@@ -1,6 +1,6 @@
 /** One turn of a conversation: who said it, what was said, and for a bot's reply what reviewers say of it. */
 
-import { arrange, element, icon, mark, name, setHidden, speech } from "../shell/elements.js";
+import { arrange, element, icon, mark, name, setHidden, setText, speech } from "../shell/elements.js";
 import { counted, percent, timeOfDay, wholeTime } from "../shell/format.js";
 import { shadedText } from "./sureness.js";
 import { VerdictBar } from "./verdict_bar.js";
@@ -32,14 +32,19 @@ function ratingNode({ rating, comment }) {
 
 /** A visitor's or an operator's turn. */
 export class SaidView {
+  #text;
+
   constructor(message) {
     this.id = message.id;
-    const text = message.text === "" ? element("p", { class: "empty" }, "(no words)") : speech(message.text);
-    const bubble = element("div", { class: "bubble" }, text);
+    this.#text = message.text === "" ? element("p", { class: "empty" }, "(no words)") : speech(message.text);
+    const bubble = element("div", { class: "bubble" }, this.#text);
     this.node = element("article", { class: `turn ${message.author}`, "data-message": message.id }, authorLine(message), bubble);
   }
 
-  update() {}
+  /** What was said stays, but it may be masked now, or not any more. */
+  update({ text }) {
+    if (text !== "") setText(this.#text, text);
+  }
 }
 
 /**
@@ -55,7 +60,7 @@ export class ReplyView {
   #earlier = element("div", { class: "earlier-place" });
   #editor = null;
   #signature = "";
-  #earlierSignature = "";
+  #earlierSignature = "[]";
 
   constructor(message, actions) {
     this.id = message.id;
@@ -88,7 +93,7 @@ export class ReplyView {
     const signature = JSON.stringify([message.text, message.rating, message.comment, message.generation, shaded]);
     if (signature !== this.#signature) this.#show(message, shaded);
     this.#signature = signature;
-    const earlierSignature = earlier.map(({ id }) => id).join();
+    const earlierSignature = JSON.stringify(earlier.map(({ id, text }) => [id, text]));
     if (earlierSignature !== this.#earlierSignature) this.#showEarlier(earlier);
     this.#earlierSignature = earlierSignature;
   }

@@ -4,6 +4,7 @@
  */
 
 import { sentence } from "../shell/api.js";
+import { asReviewer, onLook, setAsReviewer } from "../shell/as_reviewer.js";
 import { button, coalesce, element, setHidden, setText } from "../shell/elements.js";
 import { Composer } from "../takeover/composer.js";
 import { ExplanationPanel } from "./explanation.js";
@@ -15,6 +16,8 @@ import { LiveView, ReplyView, SaidView, arrangeTurns } from "./turn.js";
 /** So near its end (CSS pixels), the reader is following what comes. */
 const FOLLOWING = 80;
 const SHADES_KEPT = "turnwise.console.shades";
+/** What stands in the place of personal data. */
+const MASK = /\[(card|email|name|phone)\]/;
 
 export class ConversationView {
   #context;
@@ -66,6 +69,7 @@ export class ConversationView {
       context.events.on("changed", (event) => event.conversation === id && this.#model.refresh()),
       context.events.on("opened", () => this.#model.refresh()),
       context.shortcuts("Conversation", this.#shortcuts()),
+      onLook(() => this.#model.lookAgain()),
     ];
     labelsOf(context.api).then((labels) => {
       this.#labels = labels;
@@ -80,9 +84,8 @@ export class ConversationView {
 
   #build() {
     this.#again = button("Try again", () => this.#model.load(), { hidden: true });
-    const shades = element("input", { type: "checkbox", change: (event) => this.#shade(event.target.checked) });
-    shades.checked = this.#shaded;
-    const tools = element("label", { class: "shades" }, shades, "Shade words by how sure the bot was");
+    const tools = element("div", { class: "looks" }, switchOf("Shade words by how sure the bot was", this.#shaded, (on) => this.#shade(on)));
+    if (this.#context.admin) tools.prepend(switchOf("As reviewers see it", asReviewer(), setAsReviewer));
     const column = element("div", { class: "turns-column" }, tools, this.#state, this.#again, this.#log, this.#live.node);
     this.#scroller = element("section", { class: "turns-scroller", tabindex: "0", "aria-label": "Messages" }, column);
     this.#scroller.addEventListener("scroll", () => this.#scrolled(), { passive: true });
@@ -154,7 +157,7 @@ export class ConversationView {
   #turnActions() {
     return {
       select: (id) => this.#select(id),
-      set: (id, verdict) => this.#model.verdicts.set(id, verdict),
+      set: (id, verdict) => this.#judge(id, verdict),
       advance: () => this.#advance(),
       labels: () => this.#labels,
       panel: (id) => {
@@ -222,6 +225,14 @@ export class ConversationView {
     if (!open) this.#views.get(this.#selected)?.node.querySelector(".why")?.focus();
   }
 
+  /** Of a verdict that an admin sees masked, the masked words would be kept: it is not changed. */
+  #judge(id, verdict) {
+    const { verdicts, masked } = this.#model;
+    const { corrected, note } = verdicts.of(id) ?? {};
+    if (!(this.#context.admin && masked && MASK.test(`${corrected} ${note}`))) return verdicts.set(id, verdict);
+    return this.#context.notice("Personal data in this verdict is masked. Switch “As reviewers see it” off to change it.");
+  }
+
   // Verdicts by keyboard
 
   #select(id) {
@@ -258,10 +269,11 @@ export class ConversationView {
   #onCurrent(action, done = false) {
     const bar = this.#current;
     if (bar === null) return false;
-    const judged = this.#model.verdicts.of(this.#selected)?.verdict === "good";
+    const good = () => this.#model.verdicts.of(this.#selected)?.verdict === "good";
+    const before = good();
     this.#reveal();
     action(bar);
-    if (done && !judged) this.#advance();
+    if (done && !before && good()) this.#advance();
     return true;
   }
 
@@ -339,6 +351,12 @@ export class ConversationView {
     }
     this.#header.busy(false);
   }
+}
+
+function switchOf(words, on, change) {
+  const box = element("input", { type: "checkbox", change: () => change(box.checked) });
+  box.checked = on;
+  return element("label", { class: "look" }, box, words);
 }
 
 function kept(key) {

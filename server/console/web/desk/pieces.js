@@ -1,5 +1,6 @@
 /** Pieces of the views that show and keep figures and lists. */
 
+import { sentence } from "../shell/api.js";
 import { button, element, heading } from "../shell/elements.js";
 
 /** A part of a page with a heading; `more` stands beside the heading. */
@@ -36,10 +37,13 @@ export function field(words, input, hint = null) {
   return element("label", { class: "field" }, element("span", { class: "field-words" }, words), input, hint && element("small", { class: "soft" }, hint));
 }
 
-/** A form: `submit` is called with its values by name and may return a promise; while that lasts, it is off. */
-export function form(words, fields, submit, { kind = "solid" } = {}) {
+/**
+ * A form: `submit` is called with its values by name and may return a promise; while that lasts, it is off.
+ * place(button): the button with what stands beside it.
+ */
+export function form(words, fields, submit, { kind = "solid", place = (go) => go } = {}) {
   const go = button(words, () => {}, { kind, type: "submit" });
-  const node = element("form", { class: "plain-form", submit: send }, ...fields, go);
+  const node = element("form", { class: "plain-form", submit: send }, ...fields, place(go));
   async function send(event) {
     event.preventDefault();
     if (go.disabled) return;
@@ -51,6 +55,42 @@ export function form(words, fields, submit, { kind = "solid" } = {}) {
     }
   }
   return node;
+}
+
+/**
+ * Asks for values in a dialog: `save` is called with them by name. It stays open while that fails, and says why.
+ * Answers true when they are saved, false when nothing was changed.
+ */
+export function ask(title, fields, yes, save) {
+  return new Promise((resolve) => {
+    const problem = element("p", { class: "bad-words", role: "alert" });
+    const place = (go) => element("div", { class: "flow answers" }, button("Cancel", () => dialog.close()), go);
+    const body = form(yes, [...fields, problem], send, { place });
+    const dialog = element("dialog", { class: "panel small", "aria-label": title, close: () => done() },
+      element("div", { class: "panel-body" }, heading(2, title), body));
+    let saved = false;
+    async function send(values) {
+      problem.textContent = "";
+      try {
+        await save(values);
+        saved = true;
+        dialog.close();
+      } catch (error) {
+        problem.textContent = sentence(error);
+      }
+    }
+    function done() {
+      dialog.remove();
+      resolve(saved);
+    }
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+}
+
+/** Nodes in a row: a form's button with others beside it. */
+export function row(...nodes) {
+  return element("div", { class: "flow form-end" }, ...nodes);
 }
 
 /** Asks before what cannot be undone. Answers true or false. */

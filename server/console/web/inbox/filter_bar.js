@@ -2,7 +2,7 @@
 
 import { button, element, setAttribute, setHidden, setText } from "../shell/elements.js";
 import { count } from "../shell/format.js";
-import { CHIPS, chipOf } from "./filters.js";
+import { CHIPS, chipOf, fieldValue, filterValue, writeField } from "./filters.js";
 
 /** Milliseconds after the last key before a search begins. */
 const PAUSE = 250;
@@ -51,10 +51,10 @@ export class FilterBar {
   /** Shows what is filtered by. */
   show(filters) {
     this.#filters = filters;
-    if (document.activeElement !== this.#search || this.#timer === null) this.#write(this.#search, filters.q ?? "");
+    if (document.activeElement !== this.#search || this.#timer === null) writeField(this.#search, filters.q ?? "");
     const chosen = chipOf(filters);
     for (const [id, { node }] of this.#chips) setAttribute(node, "aria-pressed", String(id === chosen));
-    for (const [name, field] of Object.entries(this.#fields)) this.#write(field, fieldValue(name, filters[name] ?? ""));
+    for (const [name, field] of Object.entries(this.#fields)) writeField(field, fieldValue(name, filters[name] ?? ""));
     const refined = REFINED.filter((name) => filters[name] && !(name === "confidence_below" && chosen === "unsure"));
     setText(this.#toggle.lastChild, refined.length > 0 ? `Filters (${refined.length})` : "Filters");
     this.#clear.disabled = refined.length === 0;
@@ -74,7 +74,7 @@ export class FilterBar {
     const chosen = this.#filters[name] ?? "";
     const options = choices.map(({ value, words }) => element("option", { value }, words));
     field.replaceChildren(element("option", { value: "" }, "Any"), ...options);
-    this.#write(field, chosen);
+    writeField(field, chosen);
   }
 
   focusSearch() {
@@ -84,13 +84,6 @@ export class FilterBar {
 
   stop() {
     clearTimeout(this.#timer);
-  }
-
-  #write(field, value) {
-    // Somebody may come with an address whose label is not offered (any more): it is shown all the same.
-    const known = field.tagName !== "SELECT" || [...field.options].some((option) => option.value === value);
-    if (!known) field.append(element("option", { value }, value));
-    if (field.value !== value) field.value = value;
   }
 
   #chip(chip) {
@@ -179,26 +172,4 @@ export class FilterBar {
     this.#change(Object.fromEntries(kept));
     this.#fields.label.focus();
   }
-}
-
-/** What a field holds -> what the API is asked: percents as shares, days as the moments they begin or end. */
-function filterValue(name, value) {
-  if (value === "") return "";
-  if (name === "confidence_below") return String(Math.min(100, Math.max(0, Number(value))) / 100);
-  if (name !== "from" && name !== "to") return value;
-  const day = new Date(`${value}T00:00:00`);
-  if (Number.isNaN(day.getTime())) return "";
-  if (name === "to") day.setDate(day.getDate() + 1);
-  return day.toISOString();
-}
-
-function fieldValue(name, value) {
-  if (value === "") return "";
-  if (name === "confidence_below") return String(Math.round(Number(value) * 100));
-  if (name !== "from" && name !== "to") return value;
-  const day = new Date(value);
-  if (Number.isNaN(day.getTime())) return "";
-  if (name === "to") day.setMilliseconds(day.getMilliseconds() - 1);
-  const two = (number) => String(number).padStart(2, "0");
-  return `${String(day.getFullYear()).padStart(4, "0")}-${two(day.getMonth() + 1)}-${two(day.getDate())}`;
 }

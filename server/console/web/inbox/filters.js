@@ -2,6 +2,8 @@
  * What the inbox shows, as it stands in the address. The names and values are those of GET /conversations.
  */
 
+import { dayBegins, dayEnds, dayOf } from "../shell/days.js";
+
 export const NAMES = [
   "state", "mine", "reviewed", "rating", "confidence_below", "model", "label", "verdict", "cluster", "from", "to", "q",
 ];
@@ -60,4 +62,33 @@ export function mayStay(summary, filters, me) {
   if (filters.confidence_below && (summary.confidence === null || summary.confidence >= bound)) return false;
   if (filters.verdict && summary.verdicts[filters.verdict] === 0) return false;
   return true;
+}
+
+/** What a field holds -> what the API is asked: percents as shares, days as the moments they begin or end. */
+export function filterValue(name, value) {
+  if (value === "") return "";
+  if (name === "confidence_below") return String(Math.min(100, Math.max(0, Number(value))) / 100);
+  if (name === "from") return dayBegins(value);
+  return name === "to" ? dayEnds(value) : value;
+}
+
+/** What a filter is -> what its field holds. */
+export function fieldValue(name, value) {
+  if (value === "") return "";
+  if (name === "confidence_below") return String(Math.round(Number(value) * 100));
+  return name === "from" || name === "to" ? dayOf(value, { end: name === "to" }) : value;
+}
+
+/** Labels and models to choose from, as [{value, words}]; calls offer(filter's name, choices) for each that can be told. */
+export async function offerChoices(api, offer) {
+  const labels = api.get("/labels").then(({ labels: all }) => offer("label", all.map(({ name }) => ({ value: name, words: name }))));
+  const models = api.get("/models").then(({ models: all }) => offer("model", all.map(({ fingerprint, name }) => ({ value: fingerprint, words: name ?? fingerprint }))));
+  await Promise.allSettled([labels, models]);
+}
+
+/** Shows a value in a field; one that a list does not offer (any more) is shown all the same. */
+export function writeField(field, value) {
+  const known = field.tagName !== "SELECT" || [...field.options].some((option) => option.value === value);
+  if (!known) field.append(new Option(value, value));
+  if (field.value !== value) field.value = value;
 }

@@ -3,6 +3,7 @@
  */
 
 import { aborted } from "../shell/api.js";
+import { look } from "../shell/as_reviewer.js";
 import { mayStay } from "./filters.js";
 
 const PAGE = 50;
@@ -77,7 +78,7 @@ export class Rows {
   }
 
   #page(cursor, signal) {
-    return this.#api.get("/conversations", { ...this.#filters, cursor, limit: PAGE }, { signal });
+    return this.#api.get("/conversations", { ...this.#filters, ...look(), cursor, limit: PAGE }, { signal });
   }
 
   /** These have changed: what was said since stands on the first page; other changed rows are asked for. */
@@ -101,7 +102,7 @@ export class Rows {
   async #singly(rows, signal) {
     const one = async ({ id }) => {
       try {
-        return [id, (await this.#api.get(`/conversations/${encodeURIComponent(id)}`, {}, { signal })).conversation];
+        return [id, (await this.#api.get(`/conversations/${encodeURIComponent(id)}`, look(), { signal })).conversation];
       } catch (error) {
         if (error.status === 404) return [id, null];
         throw error;

@@ -5,7 +5,7 @@ const PATIENCE = 30_000;
 
 /**
  * status 0: the server was not reached. code and message: as the server gave them, fit to be shown. problems: of an
- * uploaded file, [{line, reason}].
+ * uploaded file, [{line, reason}]. fields: of a form whose values are wrong, [{field, message}].
  */
 export class ApiError extends Error {
   constructor(status, code, message, retryAfter = null) {
@@ -15,6 +15,7 @@ export class ApiError extends Error {
     this.code = code;
     this.retryAfter = retryAfter;
     this.problems = [];
+    this.fields = [];
   }
 }
 
@@ -123,6 +124,7 @@ async function errorOf(response) {
   const message = typeof told.message === "string" ? told.message : `The server answered with an error (${response.status}).`;
   const error = new ApiError(response.status, told.code ?? "error", message, response.headers.get("retry-after"));
   error.problems = problems;
+  error.fields = told.fields ?? [];
   return error;
 }
 

@@ -1,24 +1,19 @@
 /** Conversations in and out: exports, uploads, names that are masked, erasing a visitor. */
 
+import { exporting } from "../data/export.js";
 import { field, form, section, sure, table } from "../desk/pieces.js";
-import { address, sentence } from "../shell/api.js";
+import { sentence } from "../shell/api.js";
 import { button, element, heading, iconButton, name } from "../shell/elements.js";
 import { count, counted, wholeTime } from "../shell/format.js";
 
-const FORMATS = [
-  ["jsonl", "Transcripts (JSON lines)"],
-  ["reviewed", "Transcripts for retraining: what was reviewed"],
-  ["csv", "Table of messages (CSV)"],
-];
 /** What the counts of an erasure are of, where their names do not say it. */
 const ERASED = { generations: "records of how replies were made", topic_points: "places on the map of topics", topic_words: "words on the map of topics", imported: "uploaded conversations", datasets: "files of retrainings", jobs_cancelled: "retrainings that were ended" };
-const STATES = ["all", "open", "waiting", "taken", "closed"];
 
 export function mount(root, context) {
   root.classList.add("page");
   const imports = element("div", {});
   const names = element("div", {});
-  const parts = [exporting(context), importing(context, imports), masking(context, names)];
+  const parts = [exporting(context, context.route.query), importing(context, imports), masking(context, names)];
   if (context.admin) parts.push(erasing(context));
   root.append(element("header", { class: "page-head" }, heading(1, "Data")), element("div", { class: "page-body" }, ...parts));
   listImports(context, imports);
@@ -28,32 +23,6 @@ export function mount(root, context) {
 
 function select(key, pairs) {
   return element("select", { name: key }, ...pairs.map(([value, words]) => element("option", { value }, words)));
-}
-
-function exporting(context) {
-  const unmasked = context.admin
-    ? element("label", { class: "check" }, element("input", { type: "checkbox", name: "unmasked" }), "With personal data (the audit log says so)")
-    : null;
-  const fields = [
-    field("What", select("format", FORMATS)),
-    field("Which conversations", select("state", STATES.map((each) => [each, each === "all" ? "All" : each[0].toUpperCase() + each.slice(1)]))),
-    field("From", element("input", { type: "date", name: "from" })),
-    field("To", element("input", { type: "date", name: "to" })),
-    field("That say", element("input", { type: "text", name: "q", maxlength: "200" })),
-    unmasked,
-  ].filter(Boolean);
-  const send = (values) => {
-    const moment = (day, time) => (day ? `${day}T${time}Z` : "");
-    const query = { format: values.format, state: values.state, from: moment(values.from, "00:00:00"), to: moment(values.to, "23:59:59"), q: values.q, mask: values.unmasked ? "false" : "" };
-    const link = element("a", { href: address("/export", query), download: "" });
-    document.body.append(link);
-    link.click();
-    link.remove();
-  };
-  return section("Export", [
-    element("p", { class: "soft" }, "E-mail addresses, phone and card numbers and the names below are masked. Days are in UTC."),
-    form("Download", fields, send),
-  ]);
 }
 
 function importing(context, list) {

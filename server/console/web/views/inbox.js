@@ -2,10 +2,11 @@
 
 import { ConversationView } from "../conversation/view.js";
 import { FilterBar } from "../inbox/filter_bar.js";
-import { filtersOf } from "../inbox/filters.js";
+import { filtersOf, offerChoices } from "../inbox/filters.js";
 import { ConversationList } from "../inbox/list.js";
 import { Rows } from "../inbox/rows.js";
-import { element, heading } from "../shell/elements.js";
+import { onLook } from "../shell/as_reviewer.js";
+import { element, heading, setAttribute } from "../shell/elements.js";
 import { gather } from "../shell/events.js";
 import { counted } from "../shell/format.js";
 import { hrefOf } from "../shell/router.js";
@@ -25,6 +26,7 @@ class Inbox {
   #open = null;
   #shown;
   #place = element("div", { class: "conversation-place" });
+  #export = element("a", { class: "export-link", title: "Export these conversations" }, "Export");
   #offs = [];
   #fresh;
   #byKey = false;
@@ -36,7 +38,7 @@ class Inbox {
     this.#list = new ConversationList(this.#rows, (id) => hrefOf("inbox", [id], this.#filters));
     this.#list.onAgain = () => this.#rows.begin(this.#filters);
     this.#bar = new FilterBar((filters, { typing }) => this.#filter(filters, typing));
-    const side = element("section", { class: "inbox-side", "aria-label": "Inbox" }, heading(1, "Inbox"), this.#bar.node, this.#list.node);
+    const side = element("section", { class: "inbox-side", "aria-label": "Inbox" }, element("div", { class: "inbox-head" }, heading(1, "Inbox"), this.#export), this.#bar.node, this.#list.node);
     root.classList.add("inbox");
     root.append(side, this.#place);
     this.#fresh = gather((changed) => this.#rows.refresh(changed), 400, 2_000);
@@ -45,11 +47,12 @@ class Inbox {
       context.events.on("opened", () => this.#fresh("")),
       context.events.on("counts", (counts) => this.#bar.counts(counts)),
       context.shortcuts("Inbox", this.#shortcuts()),
+      onLook(() => this.#rows.begin(this.#filters)),
     ];
     this.#bar.counts(context.counts());
     context.onRoute((route) => this.#route(route));
     this.#route(context.route);
-    this.#offer();
+    offerChoices(context.api, (name, choices) => this.#bar.offer(name, choices)); // without it those choices stay empty
   }
 
   unmount() {
@@ -100,6 +103,7 @@ class Inbox {
     if (this.#filters === null || !sameFilters(filters, this.#filters)) {
       this.#filters = filters;
       this.#bar.show(filters);
+      setAttribute(this.#export, "href", hrefOf("data", [], { state: "open", ...filters }));
       this.#list.top();
       this.#rows.begin(filters);
     }
@@ -139,16 +143,6 @@ class Inbox {
     this.#words = words;
     const found = this.#rows.rows.length;
     if (!first) this.#context.announce(`${counted(found, "conversation", "conversations")}${this.#rows.more ? " or more" : ""}`);
-  }
-
-  /** What can be filtered by; without it those choices stay empty. */
-  async #offer() {
-    const { api } = this.#context;
-    const labels = api.get("/labels").then(({ labels: all }) => this.#bar.offer("label", all.map(({ name }) => ({ value: name, words: name }))));
-    const models = api.get("/models").then(({ models: all }) => {
-      this.#bar.offer("model", all.map(({ fingerprint, name }) => ({ value: fingerprint, words: name ?? fingerprint })));
-    });
-    await Promise.allSettled([labels, models]);
   }
 }
 

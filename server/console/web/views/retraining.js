@@ -1,12 +1,13 @@
 /** Models, retraining and what it would change; which model answers, and to whom. */
 
+import { BeginForm } from "../retraining/begin.js";
 import { ChangesView } from "../retraining/changes.js";
 import { JobView } from "../retraining/job.js";
 import { ModelsPart } from "../retraining/models.js";
 import { STATES } from "../retraining/states.js";
 import { Place, section } from "../desk/pieces.js";
 import { sentence } from "../shell/api.js";
-import { button, element, heading, mark, name } from "../shell/elements.js";
+import { element, heading, mark, name } from "../shell/elements.js";
 import { count, wholeTime } from "../shell/format.js";
 import { hrefOf } from "../shell/router.js";
 
@@ -38,18 +39,15 @@ class Overview {
   #ended = false;
   #list = new Place();
   #models;
+  #begin = null;
 
   constructor(context) {
     this.#context = context;
     this.head = [heading(1, "Retraining")];
     this.#models = new ModelsPart(context);
-    const begin = [];
-    if (context.admin) {
-      this.begin = button("Retrain now", () => this.#queue(), { kind: "solid", picture: "retraining" });
-      this.uploads = element("input", { type: "checkbox" });
-      begin.push(element("label", { class: "check" }, this.uploads, "with the uploaded transcripts"), this.begin);
-    }
-    this.node = element("div", {}, section("Retrainings", [this.#list.node], begin), this.#models.node);
+    if (context.admin) this.#begin = new BeginForm(context);
+    const parts = [this.#begin?.node, this.#list.node].filter(Boolean);
+    this.node = element("div", {}, section("Retrainings", parts), this.#models.node);
     this.#look();
   }
 
@@ -59,22 +57,11 @@ class Overview {
     this.#models.stop();
   }
 
-  async #queue() {
-    this.begin.disabled = true;
-    try {
-      const job = await this.#context.api.post("/jobs", { settings: {}, use_imports: this.uploads.checked });
-      this.#context.go(hrefOf("retraining", [job.id]));
-    } catch (error) {
-      this.#context.failed(error);
-      this.begin.disabled = false;
-    }
-  }
-
   async #look() {
     try {
       const { jobs, missing } = await this.#context.api.get("/jobs");
       if (this.#ended) return;
-      if (this.begin) this.begin.disabled = missing !== null;
+      this.#begin?.allow(missing === null);
       this.#list.show({ jobs, missing }, () => [
         missing && element("p", { class: "callout" }, name(sentence({ message: missing }))),
         jobs.length ? element("ul", { class: "jobs" }, ...jobs.map((job) => row(job))) : element("p", { class: "soft" }, "Nothing was retrained yet."),

@@ -1,0 +1,32 @@
+/** A list of the settings that is fetched, and asked for again after each change. */
+
+import { section } from "../desk/pieces.js";
+import { element } from "../shell/elements.js";
+
+export class Part {
+  constructor(context, title, words) {
+    this.context = context;
+    this.list = element("div", {});
+    this.node = section(title, [element("p", { class: "soft" }, words), this.list]);
+  }
+
+  async show() {
+    await this.tried(async () => this.list.replaceChildren(await this.listed()));
+  }
+
+  async change(action) {
+    const done = await this.tried(action);
+    if (done) await this.show();
+    return done;
+  }
+
+  async tried(action) {
+    try {
+      await action();
+      return true;
+    } catch (error) {
+      this.context.failed(error);
+      return false;
+    }
+  }
+}
