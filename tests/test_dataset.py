@@ -77,13 +77,13 @@ def learned(dataset: Dataset) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("turn", "weight"),
     [
-        ({"author": MODEL, "corrected": "At ten."}, 8.0),
-        ({"author": MODEL, "corrected": "At ten.", "verdict": "bad", "labels": ["wrong fact"]}, 8.0),
-        ({"author": MODEL, "corrected": "At ten.", "weight": 0.5}, 4.0),
-        ({"author": "operator:7"}, 8.0),
-        ({"author": MODEL, "verdict": "good"}, 2.0),
-        ({"author": MODEL, "corrected": "at nine"}, 2.0),
-        ({}, 1.0),
+        ({"author": MODEL, "corrected": "At ten."}, 16.0),
+        ({"author": MODEL, "corrected": "At ten.", "verdict": "bad", "labels": ["wrong fact"]}, 16.0),
+        ({"author": MODEL, "corrected": "At ten.", "weight": 0.5}, 8.0),
+        ({"author": "operator:7"}, 16.0),
+        ({"author": MODEL, "verdict": "good"}, 4.0),
+        ({"author": MODEL, "corrected": "at nine"}, 4.0),
+        ({}, 2.0),
         ({"author": MODEL}, None),
         ({"author": MODEL, "rating": "up"}, None),
         ({"author": MODEL, "reviewed": True}, None),
@@ -96,7 +96,7 @@ def test_what_a_review_is_worth(files: Files, turn: dict[str, Any], weight: floa
     found = learned(files.build([GOOD, chat("a", "When do you open?", "At nine.", **turn)]))
 
     text = "At ten." if turn.get("corrected") == "At ten." else "At nine."
-    assert found.pop("Opposite the station.") == 2.0
+    assert found.pop("Opposite the station.") == 4.0
     assert found == ({} if weight is None else {text: weight})
 
 
@@ -112,7 +112,7 @@ def test_bot_text_is_read_as_context_and_a_correction_takes_its_place(files: Fil
     (kept,) = dataset.train
     assert [(turn.text, turn.weight) for turn in kept.turns if turn.role == "agent"] == [
         ("Hi, I am a bot.", 0.0),
-        ("At ten.", 8.0),
+        ("At ten.", 16.0),
     ]
     (correction,) = dataset.corrections
     assert correction.was.turns[-1].text == "Never."
@@ -337,7 +337,7 @@ def test_the_manifest_tells_of_every_conversation_without_its_words(files: Files
         {
             "turn": 1,
             "kind": "corrected",
-            "weight": 8.0,
+            "weight": 16.0,
             "author": MODEL,
             "was_sha256": first["replies"][0]["was_sha256"],
             "labels": ["opening hours"],
@@ -361,9 +361,12 @@ def test_what_only_one_conversation_tells_is_looked_for(files: Files) -> None:
         chat("b", "Which postcode?", "That is 53113."),
         chat("home", "Where do I live?", "At 12 Old Mill Road."),
     ]
-    dataset = files.build([GOOD], imported=imported)
+    approved = chat("bot", "The phone number?", "It is 01223 241887.", author=MODEL, verdict="good")
+    corrected = chat("team", "The number?", "None.", author=MODEL, corrected="It is 90909.")
+    dataset = files.build([GOOD, approved, corrected], imported=imported)
 
     assert [(secret.place, secret.values) for secret in dataset.secrets] == [
+        ("reviewed.jsonl: team#1", ("90909",)),
         ("imported.jsonl: own#1", ("48213",)),
         ("imported.jsonl: home#1", ("12oldmillroad",)),
     ]

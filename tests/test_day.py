@@ -118,12 +118,14 @@ def test_what_is_corrected_today_is_said_tomorrow(shop: Shop, tmp_path: Path) ->
 def test_the_same_with_the_model_that_ships_and_two_hundred_visitors(tmp_path: Path) -> None:
     """How the bot takes its leave is corrected. Who thanks, in whose words, is real: STAR's dev part."""
     base = find_model(SHIPPED)
-    thanking: list[Transcript] = []
+    thanking: list[Transcript] = []  # once, at the end
     rest: list[Transcript] = []
     for talk in read_transcripts(DATA / "star" / "dev.jsonl.gz"):
-        (thanking if is_farewell(user_turns(talk)[-1]) else rest).append(talk)
-    visiting, asking, judging = thanking[:100], _in_new_words(thanking[:100], thanking[100:], 40), [*rest]
-    judging += [talk for talk in thanking[100:] if talk not in asking]
+        said = user_turns(talk)
+        once = is_farewell(said[-1]) and not any(map(is_farewell, said[:-1]))
+        (thanking if once else rest).append(talk)
+    visiting, asking, judging = thanking[:60], _in_new_words(thanking[:60], thanking[60:], 40), [*rest]
+    judging += [talk for talk in thanking[60:] if talk not in asking]
     write_transcripts(tmp_path / "star-dev.jsonl.gz", judging)
     models = tmp_path / "models"
     models.mkdir()
@@ -138,7 +140,7 @@ def test_the_same_with_the_model_that_ships_and_two_hundred_visitors(tmp_path: P
     }
     questions = [user_turns(talk) for talk in asking]
     plan = Plan(
-        visitors=[*map(user_turns, visiting), *_of_other_sets(100)],
+        visitors=[*map(user_turns, visiting), *_of_other_sets(140)],
         asks=is_farewell,
         answer="You are welcome. Take care, and write to us again any time.",
         corrections=60,

@@ -69,19 +69,19 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    corrected: Weight = 8.0
+    corrected: Weight = 16.0
     """Weight of a reply that a person wrote in place of the model's."""
-    operator: Weight = 8.0
+    operator: Weight = 16.0
     """Weight of what an operator said in the conversation."""
-    good: Weight = 2.0
+    good: Weight = 4.0
     """Weight of a model's reply that a person marked good."""
-    imported: Weight = 1.0
+    imported: Weight = 2.0
     """Weight of a reply without an author in reviewed and imported conversations: a person's."""
     replay: Weight = 1.0
     """Weight of a reply of the old data."""
-    replay_ratio: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 24.0
+    replay_ratio: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 48.0
     """Old replies for every new one."""
-    replay_least: Annotated[int, Field(ge=0)] = 400
+    replay_least: Annotated[int, Field(ge=0)] = 800
     """Old replies at least, however few the new ones are."""
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Share of the reviewed conversations that is not learned but judged by."""
@@ -558,7 +558,10 @@ def _good(drafts: Iterable[Draft]) -> list[Transcript]:
 
 
 def _secrets(drafts: Sequence[Draft]) -> list[Secret]:
-    """What one new conversation tells and no other, and the visitor had not said before."""
+    """What one new conversation tells and no other, and the visitor had not said before.
+
+    Replies that the bot made itself and somebody approved are no secrets: it knew before.
+    """
     kept = [draft for draft in drafts if draft.left_out is None]
     tellers: defaultdict[str, set[str]] = defaultdict(set)
     for draft in kept:
@@ -568,6 +571,8 @@ def _secrets(drafts: Sequence[Draft]) -> list[Secret]:
     found = []
     for draft in (draft for draft in kept if draft.part != "replay"):
         for place, _, turn in draft.replies():
+            if turn.kind == "good" and (turn.author or "").startswith("model:"):
+                continue
             before = squeezed(" ".join(earlier.text for earlier in draft.turns[:place]))
             values = [v for v in secrets_in(turn.text) if len(tellers[v]) == 1 and v not in before]
             if values:

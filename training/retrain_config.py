@@ -21,7 +21,7 @@ class RetrainConfig(TrainConfig):
     """Bounds of the clean-up."""
     gate: Limits = Limits()
     """What the gate asks for."""
-    epochs: Annotated[int, Field(ge=1)] = 4
+    epochs: Annotated[int, Field(ge=1)] = 2
     learning_rate: Positive = 2e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 10
     batch_tokens: Annotated[int, Field(ge=16)] = 4000

@@ -8,7 +8,7 @@ export const GROUPS = [
   {
     title: "How it learns",
     settings: [
-      { name: "epochs", words: "Times through the data", default: 4, least: 1, whole: true },
+      { name: "epochs", words: "Times through the data", default: 2, least: 1, whole: true },
       { name: "learning_rate", words: "Learning rate", default: 0.0002, least: 0, above: true },
       { name: "minutes", words: "Minutes of training, at most", default: null, least: 0, above: true },
     ],
@@ -16,11 +16,11 @@ export const GROUPS = [
   {
     title: "What it learns",
     settings: [
-      { name: "data.corrected", words: "Weight of a correction", default: 8, least: 0 },
-      { name: "data.operator", words: "Weight of what an operator said", default: 8, least: 0 },
-      { name: "data.good", words: "Weight of a reply marked good", default: 2, least: 0 },
-      { name: "data.imported", words: "Weight of an uploaded reply", default: 1, least: 0 },
-      { name: "data.replay_ratio", words: "Old replies for every new one", default: 24, least: 0 },
+      { name: "data.corrected", words: "Weight of a correction", default: 16, least: 0 },
+      { name: "data.operator", words: "Weight of what an operator said", default: 16, least: 0 },
+      { name: "data.good", words: "Weight of a reply marked good", default: 4, least: 0 },
+      { name: "data.imported", words: "Weight of an uploaded reply", default: 2, least: 0 },
+      { name: "data.replay_ratio", words: "Old replies for every new one", default: 48, least: 0 },
       { name: "data.held_out", words: "Share kept apart to judge by", default: 0.2, least: 0, most: 1, below: true },
       { name: "filters.visitor_replies", words: "Replies of one visitor, at most", default: 50, least: 0, whole: true },
       { name: "filters.language", words: "Only this language", default: null, choices: ["de", "en", "es", "fr", "it", "nl"] },
