@@ -116,16 +116,13 @@ def test_what_is_corrected_today_is_said_tomorrow(shop: Shop, tmp_path: Path) ->
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(not (DATA / "star").is_dir(), reason="needs the prepared transcripts")
 def test_the_same_with_the_model_that_ships_and_two_hundred_visitors(tmp_path: Path) -> None:
-    """How the bot takes its leave is corrected. Who thanks, in whose words, is real: STAR's dev part."""
+    """How the bot answers a goodbye is corrected. Who says it, in whose words, is real: dev parts."""
     base = find_model(SHIPPED)
-    thanking: list[Transcript] = []  # once, at the end
-    rest: list[Transcript] = []
-    for talk in read_transcripts(DATA / "star" / "dev.jsonl.gz"):
-        said = user_turns(talk)
-        once = is_farewell(said[-1]) and not any(map(is_farewell, said[:-1]))
-        (thanking if once else rest).append(talk)
-    visiting, asking, judging = thanking[:60], _in_new_words(thanking[:60], thanking[60:], 40), [*rest]
-    judging += [talk for talk in thanking[60:] if talk not in asking]
+    star, rest = _saying_goodbye("star")
+    others, _ = _saying_goodbye("sgd")
+    visiting = [*star[:40], *others[:20]]
+    asking = _in_new_words(visiting, [*star[40:], *others[20:]], 40)
+    judging = [*rest, *(talk for talk in star[40:] if talk not in asking)]
     write_transcripts(tmp_path / "star-dev.jsonl.gz", judging)
     models = tmp_path / "models"
     models.mkdir()
@@ -155,9 +152,17 @@ def test_the_same_with_the_model_that_ships_and_two_hundred_visitors(tmp_path: P
 
 def is_farewell(said: str) -> bool:
     words = plain(said).split()
-    return (
-        len(words) <= 10 and "?" not in said and not {"thank", "thanks", "bye", "goodbye"}.isdisjoint(words)
-    )
+    return len(words) <= 10 and "?" not in said and not {"bye", "goodbye"}.isdisjoint(words)
+
+
+def _saying_goodbye(name: str) -> tuple[list[Transcript], list[Transcript]]:
+    """The talks of a dev part that end in a goodbye, the only one in them, and the others."""
+    ending: list[Transcript] = []
+    rest: list[Transcript] = []
+    for talk in read_transcripts(DATA / name / "dev.jsonl.gz"):
+        *before, last = user_turns(talk)
+        (ending if is_farewell(last) and not any(map(is_farewell, before)) else rest).append(talk)
+    return ending, rest
 
 
 def _in_new_words(known: Sequence[Transcript], talks: Sequence[Transcript], most: int) -> list[Transcript]:

@@ -350,7 +350,7 @@ def test_settings_are_checked_without_a_retraining(
     file.write_text("epochs = 9\n[gate]\nbleu = 1\n")
     assert main(["settings", "--config", str(file), "--set", "gate.bleu=2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["settings"]
-    assert (found["epochs"], found["gate"]["bleu"], found["data"]["corrected"]) == (9, 2, 8)
+    assert (found["epochs"], found["gate"]["bleu"], found["data"]["corrected"]) == (9, 2, 16)
     assert main(["settings", "--set", "gate.blue=2", "--set", "epochs=0", "--json"]) == 1
     wrong = {each["field"]: each["message"] for each in json.loads(capsys.readouterr().out)["wrong"]}
     assert wrong.keys() == {"gate.blue", "epochs"}

@@ -106,7 +106,7 @@ def test_only_what_was_changed_is_asked_for(ready: Page) -> None:
     sent = refusing(ready, 409, "not now")
     begin(ready).click()
     ready.get_by_text("Settings of this retraining").click()
-    ready.get_by_label("Times through the data").fill("2")
+    ready.get_by_label("Times through the data").fill("3")
     ready.get_by_label("Weight of a correction").fill("")
     ready.get_by_label("Only this language").select_option("fr")
     ready.get_by_label("Other settings").fill(
@@ -115,7 +115,7 @@ def test_only_what_was_changed_is_asked_for(ready: Page) -> None:
     ready.get_by_label("with the uploaded transcripts").check()
     begin(ready).click()
     expect(begin(ready)).to_be_enabled()
-    changed = {"epochs": 2, "filters.language": "fr"}
+    changed = {"epochs": 3, "filters.language": "fr"}
     others = {"device": "cpu", "gate.canaries": 0, "lowercase": True, "data.seed": 100}
     assert sent == [
         {"settings": {}, "use_imports": False},
