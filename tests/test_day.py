@@ -144,7 +144,14 @@ def test_the_same_with_the_model_that_ships_and_two_hundred_visitors(tmp_path: P
         questions=questions,
         others=[(said[: 1 + number % 3], None) for number, said in enumerate(questions) if len(said) > 3],
         passers_by=questions[:8],
-        settings={"threads": 2, "precision": "fp32", "final_replies": 400},
+        settings={
+            "threads": 2,
+            "precision": "fp32",
+            "final_replies": 400,
+            "data.corrected": 64,
+            "epochs": 3,
+            "learning_rate": 5e-4,
+        },
         good=lambda _, reply: {"verdict": "good"} if "anything else" in reply else None,
     )
     asyncio.run(_live(plan, tmp_path, told, load(base).fingerprint))
