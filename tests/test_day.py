@@ -238,7 +238,9 @@ async def _live(plan: Plan, folder: Path, told: dict[str, Any], base: str) -> No
         count = 3 * sum(map(len, said))
         assert await asyncio.to_thread(verified, desk, [*before, *after, *again]) == {"exact": count}
         flags = ["--database-url", desk.url, "--models", str(desk.models)]
-        assert await asyncio.to_thread(main, ["verify", after[0].conversation, *flags]) == 0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("TURNWISE_DATA", raising=False)  # the server has no such setting
+            assert await asyncio.to_thread(main, ["verify", after[0].conversation, *flags]) == 0
 
 
 async def _reviewed(desk: Desk, plan: Plan, chats: Sequence[Visit]) -> None:
