@@ -7,12 +7,13 @@ import json
 import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, insert
 
 from server.console.live import Live
-from server.console.live_elsewhere import Elsewhere
+from server.console.live_elsewhere import Elsewhere, read
 from server.database import connect, writing
 from server.offload import Offload
 from server.session import Judge
@@ -128,6 +129,22 @@ def test_what_was_committed_late_or_by_another_clock_is_heard_once(engine: Engin
     assert lookout.hears(30) == []
     lookout.say(late=16, talk=talk)
     assert lookout.hears() == []  # whoever wrote that gave up long ago
+
+
+def test_the_last_stream_may_end_during_a_look(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    lookout = Lookout(engine)
+    talk = lookout.say()
+    with writing(engine) as connection:
+        deed = {"at": lookout.now, "action": "conversation.take", "subject": talk}
+        connection.execute(insert(AuditEntry).values(deed))
+    assert lookout.hears(1) == []
+
+    def leave(*arguments: Any) -> Any:
+        lookout.live.forget(lookout.feed)
+        return read(*arguments)
+
+    monkeypatch.setattr("server.console.live_elsewhere.read", leave)
+    assert lookout.hears(1) == []
 
 
 def test_a_look_is_bounded_and_nobody_looks_for_nobody(

@@ -100,7 +100,8 @@ class Elsewhere:
         key = deed.conversation, deed.change
         if key not in self._told or self._told[key] < deed.at:
             self._live.changed(deed.conversation, deed.change)
-            self._told[key] = max(self._told[key], deed.at)  # the other server's clock may be ahead
+            # The other server's clock may be ahead; and the last stream may have ended during the look.
+            self._told[key] = max(self._told.get(key, deed.at), deed.at)
 
     def _hear(self, conversation: str, change: Change, seq: int | None) -> None:
         """Something was told here."""
