@@ -187,28 +187,29 @@ async def _hang_engine(scene: Scene) -> list[str]:
     return []
 
 
-async def _fill_disk(scene: Scene) -> list[str]:
-    assert scene.place.disk is not None
-    await asyncio.to_thread(scene.place.disk.fill)
+async def _for_a_while(scene: Scene, begin: Callable[[], None], end: Callable[[], None]) -> list[str]:
+    await asyncio.to_thread(begin)
     await asyncio.sleep(scene.seconds)
-    await asyncio.to_thread(scene.place.disk.free)
+    await asyncio.to_thread(end)
     return []
+
+
+async def _fill_disk(scene: Scene) -> list[str]:
+    disk = scene.place.disk
+    assert disk is not None
+    return await _for_a_while(scene, disk.fill, disk.free)
 
 
 async def _stop_database(scene: Scene) -> list[str]:
-    assert scene.place.postgresql is not None
-    await asyncio.to_thread(scene.place.postgresql.stop)
-    await asyncio.sleep(scene.seconds)
-    await asyncio.to_thread(scene.place.postgresql.start)
-    return []
+    database = scene.place.postgresql
+    assert database is not None
+    return await _for_a_while(scene, database.stop, database.start)
 
 
 async def _freeze_database(scene: Scene) -> list[str]:
-    assert scene.place.postgresql is not None
-    await asyncio.to_thread(scene.place.postgresql.freeze)
-    await asyncio.sleep(scene.seconds)
-    await asyncio.to_thread(scene.place.postgresql.thaw)
-    return []
+    database = scene.place.postgresql
+    assert database is not None
+    return await _for_a_while(scene, database.freeze, database.thaw)
 
 
 FAULTS: Final = {
