@@ -87,8 +87,8 @@ def traced(
 ) -> Callable[..., Any]:
     """The operations of ``function``, pure and the same for all inputs, without Python between them.
 
-    That is half the time of a step for one row. ``parts`` are the modules with products that it calls;
-    ``examples`` are inputs whose sizes may differ from later ones. Results are the same, bit for bit.
+    For few rows the calls take as long as what is called. ``parts`` are the modules with products that it
+    calls; ``examples`` are inputs whose sizes may differ from later ones. Results are the same, bit for bit.
     """
     with warnings.catch_warnings(), torch.inference_mode():
         # TorchScript is to leave torch one day, for compilers that a user's machine would need.
