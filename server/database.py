@@ -276,6 +276,8 @@ def upgrade(url: str) -> str:
         if parsed.drivername == "postgresql":
             connection.execute(select(func.pg_advisory_xact_lock(_UPGRADE_LOCK)))
         found = _revision(connection)
+        if found == newest:
+            return newest
         if found is not None:
             _refuse_newer(found, newest)
         config = _config()

@@ -7,17 +7,39 @@ from pathlib import Path
 
 import pytest
 import torch
+from argon2 import PasswordHasher
 from sqlalchemy import Engine
 
 from chatbot.model import Seq2Seq
 from chatbot.model_directory import seal
 from chatbot.options import DecodingOptions
 from chatbot.tokenizer import Tokenizer
-from server.database import connect, upgrade
-from tests.databases import KINDS, fresh_database
+from server.console import passwords
+from server.database import connect
+from tests.databases import KINDS, fresh_database, upgrade
 from tests.small import SMALL, orders, texts
 
+REAL_HASHER = passwords._HASHER
+REAL_NOBODYS = passwords.NOBODYS
+
 torch.set_num_threads(1)  # tests run side by side: threads that spin for each other cost more than they bring
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cheap_hashes() -> Iterator[PasswordHasher]:
+    """For tests of something else than hashes: a thousandth of the work."""
+    cheap = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(passwords, "_HASHER", cheap)
+        patched.setattr(passwords, "NOBODYS", cheap.hash("nobody's"))
+        yield cheap
+
+
+@pytest.fixture
+def real_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of the hashes: as they are kept."""
+    monkeypatch.setattr(passwords, "_HASHER", REAL_HASHER)
+    monkeypatch.setattr(passwords, "NOBODYS", REAL_NOBODYS)
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,7 @@ from server.app import Application
 from server.console.context import Console
 from server.settings import Settings
 from server.store import NewReply, Store
+from tests.databases import upgrade
 from tests.scripted_batcher import Gate, Script, ScriptedBatcher
 
 ADDRESS: Final = "http://console.test"
@@ -256,7 +257,7 @@ async def console_over(
     if url is None:
         assert folder is not None, "a folder or a database is needed"
         url = f"sqlite:///{folder / 'turnwise.db'}"
-    await asyncio.to_thread(database.upgrade, url)
+    await asyncio.to_thread(upgrade, url)
     told = Settings(database_url=url, models=models, threads=1, device="cpu", **settings)
     db = database.connect(url)
     gate = Gate()

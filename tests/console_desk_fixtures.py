@@ -10,9 +10,10 @@ from playwright.sync_api import BrowserContext, Page
 
 from chatbot.tokenizer import Tokenizer
 from server.console.accounts import Accounts
-from server.database import connect, upgrade
+from server.database import connect
 from tests.console_desk import API, BAD, Desk, Open, verdict
 from tests.console_month import PASSWORD, add_job, add_pairs, done, fill
+from tests.databases import upgrade
 from tests.live_server import serving
 from tests.models import seal_tiny
 from tests.scripted_batcher import parrot

@@ -42,6 +42,7 @@ from server.tables import (
     Verdict,
     Visitor,
 )
+from tests.databases import upgrade
 
 PASSWORD: Final = "correct horse battery"
 GATE: Final = [
@@ -398,7 +399,7 @@ def main() -> None:
             )
         )
     (told.models / "active").write_text(f"{names[0]}\n", encoding="utf-8")
-    database.upgrade(told.database_url)
+    upgrade(told.database_url)
     db = database.connect(told.database_url)
     ada = Accounts(db).add("Ada", "admin", PASSWORD)
     Accounts(db).add("Ben", "reviewer", PASSWORD)

@@ -1,8 +1,13 @@
-"""A fresh database for one test, on SQLite and on PostgreSQL."""
+"""A fresh database for one test, on SQLite and on PostgreSQL.
+
+`upgrade` here is for tests of something else than migrations: every migration runs once in a process for each
+kind of database, and what they have made is made again from then on, in a tenth of the time.
+"""
 
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +15,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
+
+from server import database
 
 KINDS = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
 POSTGRES = os.environ.get("TURNWISE_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/test")
@@ -42,6 +49,59 @@ def administer(*statements: str) -> None:
     with create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT").connect() as connection:
         for statement in statements:
             connection.execute(text(statement))
+
+
+def upgrade(url: str) -> None:
+    """Bring a database to the newest migration, as `server.database.upgrade` does; an empty one sooner."""
+    parsed = make_url(url)
+    if parsed.drivername == "sqlite":
+        path = Path(parsed.database or "")
+        if path.parent.is_dir() and not path.exists():
+            content = _sqlite_file()
+            path.touch(0o600)
+            path.write_bytes(content)
+            return
+    else:
+        with _connected(parsed) as connection:
+            if connection.scalar(text("SELECT to_regclass('alembic_version')")) is None:
+                connection.exec_driver_sql(_postgres_statements())
+                return
+    database.upgrade(url)
+
+
+@cache
+def _sqlite_file() -> bytes:
+    """A database file at the newest migration."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "turnwise.db")
+        database.upgrade(f"sqlite:///{path}")
+        return path.read_bytes()
+
+
+@cache
+def _postgres_statements() -> str:
+    """All that the migrations say to an empty schema; what they do to rows does nothing there."""
+    said: list[str] = []
+
+    def note(connection: Connection, cursor: object, statement: str, parameters: object, *_: object) -> None:
+        if not parameters:
+            said.append(statement)
+
+    with fresh_database("postgres", Path()) as url:
+        event.listen(Engine, "before_cursor_execute", note)
+        try:
+            database.upgrade(url)
+        finally:
+            event.remove(Engine, "before_cursor_execute", note)
+    return ";\n".join(said)
+
+
+@contextmanager
+def _connected(url: URL) -> Iterator[Connection]:
+    """One transaction on PostgreSQL."""
+    found = url.set(drivername="postgresql+psycopg").update_query_dict({"connect_timeout": "3"})
+    with create_engine(found, poolclass=NullPool).begin() as connection:
+        yield connection
 
 
 @cache

@@ -33,6 +33,7 @@ from server.tables import Message as Row
 from server.verify import Verifier
 from tests.chat_client import ChatClient, chatting
 from tests.console_client import PASSWORD
+from tests.databases import upgrade
 from tests.live_server import server_process
 from tests.shop import Shop
 from tests.small import SMALL, order
@@ -170,7 +171,7 @@ def _process(url: str, told: dict[str, Any]) -> Iterator[str]:
 async def opened(folder: Path, told: dict[str, Any]) -> AsyncIterator[Desk]:
     """told: settings of the server, as `Shop.settings` gives them."""
     url = f"sqlite:///{folder / 'turnwise.db'}"
-    database.upgrade(url)
+    upgrade(url)
     db = database.connect(url)
     accounts = Accounts(db)
     for name, role in PEOPLE.items():

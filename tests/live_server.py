@@ -20,6 +20,7 @@ from server import database
 from server.app import Application, Server, address_of, configuration, listen
 from server.settings import Settings
 from server.store import Store
+from tests.databases import upgrade
 from tests.scripted_batcher import Gate, Script, ScriptedBatcher
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,7 +68,7 @@ def serving(url: str, models: Path, script: Script | None = None, **settings: An
 
     With `script`, a scripted batcher stands in for the model's.
     """
-    database.upgrade(url)
+    upgrade(url)
     told = Settings(
         host="127.0.0.1", port=0, database_url=url, models=models, threads=1, device="cpu", **settings
     )

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from server import database
 from server.app import allow_sockets
 from server.protocol import Ping, Pong
 from server.settings import Settings
 from tests.chat_client import ChatClient, chatting, run
+from tests.databases import upgrade
 from tests.live_server import ServerProcess, server_process
 from tests.raw_client import PING, RawClient, frame, raw
 
@@ -28,7 +28,7 @@ LIMIT = 500.0
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     found = f"sqlite:///{tmp_path / 'turnwise.db'}"
-    database.upgrade(found)
+    upgrade(found)
     return found
 
 

@@ -23,6 +23,7 @@ def figures(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
+@pytest.mark.slow
 def test_training_is_measured_beside_its_references(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +96,7 @@ def test_the_pairs_of_a_dialogue_hold_what_came_before() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_decoding_is_measured_beside_the_bare_step(
     tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

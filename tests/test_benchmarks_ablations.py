@@ -41,6 +41,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     ablations.main()
 
 
+@pytest.mark.slow
 def test_what_was_run_is_not_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ from server.tables import Conversation, Message, Verdict
 KEYS = {"name", "value", "unit", "reference", "reference_is", "ratio", "p95", "cpu", "shown", "messages"}
 
 
+@pytest.mark.slow
 def test_every_page_is_measured_and_what_was_written_is_measured_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

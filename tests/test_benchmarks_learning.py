@@ -51,6 +51,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return train, dev
 
 
+@pytest.mark.slow
 def test_a_peer_is_measured_by_the_same_replies(
     files: tuple[Path, Path],
     tmp_path: Path,

@@ -13,6 +13,7 @@ from benchmarks import reviewing
 pytestmark = pytest.mark.browser
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which(reviewing.CHROMIUM) is None, reason=f"no Chromium at {reviewing.CHROMIUM}")
 def test_a_queue_is_reviewed_by_keyboard(tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reviewing.main(["--conversations", "4", "--read", "0", "--models", str(tiny_model_dir)])

@@ -43,6 +43,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.slow
 def test_serving_is_measured_beside_the_batcher(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ from benchmarks import suggestions
 from benchmarks.suggestions import CONVERSATIONS, typed
 
 
+@pytest.mark.slow
 def test_suggestions_are_measured_alone_and_beside_chats(
     tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

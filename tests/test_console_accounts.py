@@ -38,13 +38,6 @@ class Clock:
         return self.now
 
 
-@pytest.fixture
-def cheap_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of something else than hashes: a thousandth of the work."""
-    monkeypatch.setattr(passwords, "_HASHER", CHEAP)
-    monkeypatch.setattr(passwords, "NOBODYS", CHEAP.hash("nobody's"))
-
-
 def signed_in(accounts: Accounts, name: str = "ana", password: str = PASSWORD) -> Session:
     return session_of(accounts, token_of(accounts, name, password))
 
@@ -64,7 +57,7 @@ def session_of(accounts: Accounts, token: str) -> Session:
 # --- passwords --------------------------------------------------------------------------------------------
 
 
-def test_a_password_is_kept_as_argon2id_only(engine: Engine) -> None:
+def test_a_password_is_kept_as_argon2id_only(engine: Engine, real_hashes: None) -> None:
     accounts = Accounts(engine)
     accounts.add("ana", "admin", PASSWORD)
     accounts.add("ben", "reviewer", PASSWORD)
@@ -92,7 +85,7 @@ def test_a_password_is_kept_as_argon2id_only(engine: Engine) -> None:
         assert accounts.sign_in(name, password) is None
 
 
-def test_a_password_is_the_same_however_it_is_composed(engine: Engine, cheap_hashes: None) -> None:
+def test_a_password_is_the_same_however_it_is_composed(engine: Engine) -> None:
     accounts = Accounts(engine)
     accounts.add("Zoe\u0308", "admin", "fu\u0308nfzig Ka\u0308fer")
     assert accounts.sign_in("Zo\u00eb", "f\u00fcnfzig K\u00e4fer") is not None
@@ -117,9 +110,7 @@ def test_a_password_is_the_same_however_it_is_composed(engine: Engine, cheap_has
         ("ANA", PASSWORD, "taken"),
     ],
 )
-def test_accounts_that_cannot_be_had(
-    engine: Engine, cheap_hashes: None, name: str, password: str, kind: str
-) -> None:
+def test_accounts_that_cannot_be_had(engine: Engine, name: str, password: str, kind: str) -> None:
     accounts = Accounts(engine)
     accounts.add("ana", "admin", PASSWORD)
     with pytest.raises(AccountError) as refused:
@@ -129,9 +120,7 @@ def test_accounts_that_cannot_be_had(
     assert [account.name for account in accounts.accounts()] == ["ana"]
 
 
-def test_a_name_that_nobody_has_takes_as_much_work(
-    engine: Engine, cheap_hashes: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_that_nobody_has_takes_as_much_work(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     accounts = Accounts(engine)
     accounts.add("ana", "admin", PASSWORD)
     disabled = accounts.add("ben", "admin", PASSWORD)
@@ -156,12 +145,14 @@ def test_a_name_that_nobody_has_takes_as_much_work(
         assert len(checked) == before + 1
 
 
-def test_nobodys_hash_costs_what_a_new_one_costs() -> None:
+def test_nobodys_hash_costs_what_a_new_one_costs(real_hashes: None) -> None:
     assert not passwords.outdated(passwords.NOBODYS)
     assert not passwords.matches(passwords.NOBODYS, "")
 
 
-def test_a_hash_of_former_parameters_is_renewed_at_the_next_sign_in(engine: Engine) -> None:
+def test_a_hash_of_former_parameters_is_renewed_at_the_next_sign_in(
+    engine: Engine, real_hashes: None
+) -> None:
     accounts = Accounts(engine)
     operator = accounts.add("ana", "admin", PASSWORD)
     with writing(engine) as connection:
@@ -177,7 +168,7 @@ def test_a_hash_of_former_parameters_is_renewed_at_the_next_sign_in(engine: Engi
 
 @pytest.mark.parametrize("what", ["password", "disabled"])
 def test_an_account_that_is_changed_while_its_password_is_checked_lets_nobody_in(
-    engine: Engine, cheap_hashes: None, monkeypatch: pytest.MonkeyPatch, what: str
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     accounts = Accounts(engine)
     accounts.add("ana", "admin", PASSWORD)
@@ -196,7 +187,7 @@ def test_an_account_that_is_changed_while_its_password_is_checked_lets_nobody_in
 # --- sessions ---------------------------------------------------------------------------------------------
 
 
-def test_a_session_is_kept_as_a_hash_only(engine: Engine, cheap_hashes: None) -> None:
+def test_a_session_is_kept_as_a_hash_only(engine: Engine) -> None:
     accounts = Accounts(engine)
     accounts.add("ana", "admin", PASSWORD)
     token, another = token_of(accounts), token_of(accounts)
@@ -212,7 +203,7 @@ def test_a_session_is_kept_as_a_hash_only(engine: Engine, cheap_hashes: None) ->
 
 
 @pytest.mark.parametrize("wrong", ["", "x", "\0", "\ud800", "é", "x" * 100_000])
-def test_nothing_else_is_a_session(engine: Engine, cheap_hashes: None, wrong: str) -> None:
+def test_nothing_else_is_a_session(engine: Engine, wrong: str) -> None:
     accounts = Accounts(engine)
     accounts.add("ana", "admin", PASSWORD)
     token = token_of(accounts)
@@ -227,9 +218,7 @@ def test_nothing_else_is_a_session(engine: Engine, cheap_hashes: None, wrong: st
             assert accounts.find(attempt) is None
 
 
-def test_a_session_that_is_not_used_is_over_and_so_is_one_that_is_old(
-    engine: Engine, cheap_hashes: None
-) -> None:
+def test_a_session_that_is_not_used_is_over_and_so_is_one_that_is_old(engine: Engine) -> None:
     clock = Clock()
     accounts = Accounts(engine, clock)
     accounts.add("ana", "admin", PASSWORD)
@@ -245,7 +234,7 @@ def test_a_session_that_is_not_used_is_over_and_so_is_one_that_is_old(
     assert not accounts.still_signed_in(session)
 
 
-def test_to_ask_whether_a_session_holds_is_no_use_of_it(engine: Engine, cheap_hashes: None) -> None:
+def test_to_ask_whether_a_session_holds_is_no_use_of_it(engine: Engine) -> None:
     clock = Clock()
     accounts = Accounts(engine, clock)
     accounts.add("ana", "admin", PASSWORD)
@@ -256,7 +245,7 @@ def test_to_ask_whether_a_session_holds_is_no_use_of_it(engine: Engine, cheap_ha
     assert not accounts.still_signed_in(session)
 
 
-def test_the_last_use_is_kept_to_the_minute_also_after_the_end(engine: Engine, cheap_hashes: None) -> None:
+def test_the_last_use_is_kept_to_the_minute_also_after_the_end(engine: Engine) -> None:
     clock = Clock()
     accounts = Accounts(engine, clock)
     accounts.add("ana", "admin", PASSWORD)
@@ -277,7 +266,7 @@ def test_the_last_use_is_kept_to_the_minute_also_after_the_end(engine: Engine, c
         assert len(connection.execute(select(OperatorSession)).all()) == 1, "old ones are cleared away"
 
 
-def test_what_ends_sessions(engine: Engine, cheap_hashes: None) -> None:
+def test_what_ends_sessions(engine: Engine) -> None:
     accounts = Accounts(engine)
     accounts.add("ana", "admin", PASSWORD)
     ben = accounts.add("ben", "reviewer", PASSWORD)
@@ -299,7 +288,7 @@ def test_what_ends_sessions(engine: Engine, cheap_hashes: None) -> None:
     assert accounts.sign_in("ben", OTHER) is not None
 
 
-def test_changing_ones_own_password_ends_the_other_sessions(engine: Engine, cheap_hashes: None) -> None:
+def test_changing_ones_own_password_ends_the_other_sessions(engine: Engine) -> None:
     accounts = Accounts(engine)
     accounts.add("ana", "admin", PASSWORD)
     here, there = signed_in(accounts), signed_in(accounts)
@@ -314,7 +303,7 @@ def test_changing_ones_own_password_ends_the_other_sessions(engine: Engine, chea
     assert accounts.sign_in("ana", OTHER) is not None
 
 
-def test_streams_hear_of_the_end_of_their_session(engine: Engine, cheap_hashes: None) -> None:
+def test_streams_hear_of_the_end_of_their_session(engine: Engine) -> None:
     accounts = Accounts(engine)
     accounts.add("ana", "admin", PASSWORD)
     ben = accounts.add("ben", "reviewer", PASSWORD)
@@ -342,7 +331,7 @@ def test_streams_hear_of_the_end_of_their_session(engine: Engine, cheap_hashes: 
 # --- admins -----------------------------------------------------------------------------------------------
 
 
-def test_an_admin_is_always_left(engine: Engine, cheap_hashes: None) -> None:
+def test_an_admin_is_always_left(engine: Engine) -> None:
     accounts = Accounts(engine)
     ana, ben = accounts.add("ana", "admin", PASSWORD), accounts.add("ben", "reviewer", PASSWORD)
     disabled = accounts.add("carla", "admin", PASSWORD)
@@ -360,7 +349,7 @@ def test_an_admin_is_always_left(engine: Engine, cheap_hashes: None) -> None:
         accounts.change("\0", disabled=True)
 
 
-def test_two_admins_who_demote_each_other_at_the_same_time(engine: Engine, cheap_hashes: None) -> None:
+def test_two_admins_who_demote_each_other_at_the_same_time(engine: Engine) -> None:
     accounts = Accounts(engine)
     pair = [accounts.add(name, "admin", PASSWORD) for name in ("ana", "ben")]
     for _ in range(10):
@@ -386,7 +375,7 @@ def test_two_admins_who_demote_each_other_at_the_same_time(engine: Engine, cheap
 # --- the audit log ----------------------------------------------------------------------------------------
 
 
-def test_what_is_done_to_accounts_is_in_the_log(engine: Engine, cheap_hashes: None) -> None:
+def test_what_is_done_to_accounts_is_in_the_log(engine: Engine) -> None:
     accounts = Accounts(engine)
     accounts.add("ana", "admin", PASSWORD)
     ben = accounts.add("ben", "reviewer", PASSWORD, by="ana")
@@ -448,7 +437,7 @@ def with_cookie(value: str) -> dict[str, str]:
     return {"cookie": f"turnwise_operator={value}"}
 
 
-def test_signing_in_and_out(database_url: str, tiny_model_dir: Path, cheap_hashes: None) -> None:
+def test_signing_in_and_out(database_url: str, tiny_model_dir: Path) -> None:
     async def test(console: TestConsole) -> None:
         await console.sign_in("admin")
         client = await console.client()
@@ -476,7 +465,7 @@ def test_signing_in_and_out(database_url: str, tiny_model_dir: Path, cheap_hashe
     run(console_over(url=database_url, models=tiny_model_dir, script=parrot), test)
 
 
-def test_over_tls_the_cookie_stays_there(tmp_path: Path, tiny_model_dir: Path, cheap_hashes: None) -> None:
+def test_over_tls_the_cookie_stays_there(tmp_path: Path, tiny_model_dir: Path) -> None:
     async def test(console: TestConsole) -> None:
         given = {"name": "admin", "password": PASSWORD}
         await asyncio.to_thread(console.desk.accounts.add, "admin", "admin", PASSWORD)
@@ -495,9 +484,7 @@ def test_over_tls_the_cookie_stays_there(tmp_path: Path, tiny_model_dir: Path, c
     run(console_over(tmp_path, tiny_model_dir, script=parrot, address="https://console.test"), test)
 
 
-def test_a_session_from_before_the_sign_in_is_no_session(
-    tmp_path: Path, tiny_model_dir: Path, cheap_hashes: None
-) -> None:
+def test_a_session_from_before_the_sign_in_is_no_session(tmp_path: Path, tiny_model_dir: Path) -> None:
     async def test(console: TestConsole) -> None:
         attacker = await console.sign_in("reviewer")
         await console.sign_in("admin")
@@ -517,7 +504,7 @@ def test_a_session_from_before_the_sign_in_is_no_session(
     run(console_over(tmp_path, tiny_model_dir, script=parrot), test)
 
 
-def test_cookies_that_let_nobody_in(tmp_path: Path, tiny_model_dir: Path, cheap_hashes: None) -> None:
+def test_cookies_that_let_nobody_in(tmp_path: Path, tiny_model_dir: Path) -> None:
     async def test(console: TestConsole) -> None:
         client = await console.sign_in("admin")
         token = cookie(client)
@@ -555,9 +542,7 @@ def test_cookies_that_let_nobody_in(tmp_path: Path, tiny_model_dir: Path, cheap_
     run(console_over(tmp_path, tiny_model_dir, script=parrot), test)
 
 
-def test_what_a_foreign_page_could_send_is_refused(
-    tmp_path: Path, tiny_model_dir: Path, cheap_hashes: None
-) -> None:
+def test_what_a_foreign_page_could_send_is_refused(tmp_path: Path, tiny_model_dir: Path) -> None:
     """A GET as well when it says that it is from elsewhere; a change also when it does not say where from."""
 
     async def test(console: TestConsole) -> None:
@@ -617,7 +602,7 @@ def test_what_a_foreign_page_could_send_is_refused(
     )
 
 
-def test_only_so_much_of_a_body_is_read(tmp_path: Path, tiny_model_dir: Path, cheap_hashes: None) -> None:
+def test_only_so_much_of_a_body_is_read(tmp_path: Path, tiny_model_dir: Path) -> None:
     async def test(console: TestConsole) -> None:
         read = 0
 
@@ -657,7 +642,7 @@ def test_only_so_much_of_a_body_is_read(tmp_path: Path, tiny_model_dir: Path, ch
     run(console_over(tmp_path, tiny_model_dir, script=parrot), test)
 
 
-def test_admins_look_after_operators(database_url: str, tiny_model_dir: Path, cheap_hashes: None) -> None:
+def test_admins_look_after_operators(database_url: str, tiny_model_dir: Path) -> None:
     async def test(console: TestConsole) -> None:
         admin, reviewer = await console.sign_in("admin"), await console.sign_in("reviewer")
         new = {"name": "carla", "role": "reviewer", "password": PASSWORD}
@@ -709,9 +694,7 @@ def test_admins_look_after_operators(database_url: str, tiny_model_dir: Path, ch
     run(console_over(url=database_url, models=tiny_model_dir, script=parrot), test)
 
 
-def test_the_audit_log_is_read_page_by_page(
-    database_url: str, tiny_model_dir: Path, cheap_hashes: None
-) -> None:
+def test_the_audit_log_is_read_page_by_page(database_url: str, tiny_model_dir: Path) -> None:
     async def test(console: TestConsole) -> None:
         admin = await console.sign_in("admin")
         with writing(console.db) as connection:
@@ -761,9 +744,7 @@ def test_the_audit_log_is_read_page_by_page(
     run(console_over(url=database_url, models=tiny_model_dir, script=parrot), test)
 
 
-def test_the_audit_log_is_asked_for_times(
-    database_url: str, tiny_model_dir: Path, cheap_hashes: None
-) -> None:
+def test_the_audit_log_is_asked_for_times(database_url: str, tiny_model_dir: Path) -> None:
     async def test(console: TestConsole) -> None:
         admin = await console.sign_in("admin")
         rows = [
@@ -791,9 +772,7 @@ def test_the_audit_log_is_asked_for_times(
     run(console_over(url=database_url, models=tiny_model_dir, script=parrot), test)
 
 
-def test_no_route_takes_a_query_key_that_it_does_not_know(
-    tmp_path: Path, tiny_model_dir: Path, cheap_hashes: None
-) -> None:
+def test_no_route_takes_a_query_key_that_it_does_not_know(tmp_path: Path, tiny_model_dir: Path) -> None:
     async def test(console: TestConsole) -> None:
         admin = await console.sign_in("admin")
         schema = (await admin.get("/openapi.json")).json()["paths"]
@@ -814,7 +793,7 @@ def test_no_route_takes_a_query_key_that_it_does_not_know(
     run(console_over(tmp_path, tiny_model_dir, script=parrot), test)
 
 
-def test_reading_changes_nothing(tmp_path: Path, tiny_model_dir: Path, cheap_hashes: None) -> None:
+def test_reading_changes_nothing(tmp_path: Path, tiny_model_dir: Path) -> None:
     """Not on any address that can be asked without knowing an id, but that who took what along is noted."""
 
     async def test(console: TestConsole) -> None:

@@ -49,7 +49,7 @@ from server.tables import (
 )
 from tests.chat_client import ChatClient, chatting
 from tests.console_client import MODEL, PASSWORD, Talk, TestConsole, console_over, new_reply, run
-from tests.databases import KINDS, fresh_database
+from tests.databases import KINDS, fresh_database, upgrade
 from tests.live_server import LiveServer, serving
 from training.dataset import DataConfig, Sources, build
 from training.filters import FilterConfig
@@ -238,8 +238,8 @@ def test_nothing_that_was_said_gets_into_the_log(
     with caplog.at_level("INFO"):
         run(console_over(tmp_path, tiny_model_dir), test)
 
+    assert caplog.records, "what the client logs is captured as well"
     ours = [record for record in caplog.records if not record.name.startswith("httpx")]
-    assert ours
     assert MARK not in repr([(record.getMessage(), record.__dict__) for record in ours])
 
 
@@ -488,7 +488,7 @@ def test_an_erased_visitor_leaves_no_trace(on_both: Callable[[Test], None], tmp_
 def test_no_trace_is_left_between_the_rows(seed: int, tmp_path: Path) -> None:
     """Half of many short rows go, so that SQLite moves the others together."""
     url = f"sqlite:///{tmp_path / 'turnwise.db'}"
-    database.upgrade(url)
+    upgrade(url)
     db = database.connect(url)
     store, rng, now = Store(db), random.Random(seed), datetime.now(UTC)
     erased_one, other = [store.new_visitor().visitor_id for _ in range(2)]
@@ -521,7 +521,7 @@ def test_a_log_that_somebody_reads_is_said_to_be_left(
     monkeypatch.setattr(cleansing, "SECONDS", 0.2)
     monkeypatch.setattr(database, "WAIT_SECONDS", 0.1)
     url = f"sqlite:///{tmp_path / 'turnwise.db'}"
-    database.upgrade(url)
+    upgrade(url)
     db = database.connect(url)
     visitor = Store(db).new_visitor().visitor_id
     with reading(db) as connection:
@@ -847,7 +847,7 @@ def test_no_page_and_no_batch_loses_or_doubles_a_conversation(
 @pytest.fixture(params=KINDS)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     with fresh_database(request.param, tmp_path) as found:
-        database.upgrade(found)
+        upgrade(found)
         yield found
 
 

@@ -15,7 +15,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from argon2 import PasswordHasher
 from websockets.asyncio.client import connect as connect_socket
 from websockets.exceptions import InvalidStatus
 
@@ -31,7 +30,6 @@ from tests.scripted_batcher import parrot
 
 PASSWORD = "correct horse battery"
 WRONG = "an entirely other one"
-CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
 
 
@@ -95,13 +93,6 @@ def opened(folder: Path, models: Path, **settings: Any) -> Iterator[Door]:
 @pytest.fixture(scope="module")
 def door(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     yield from opened(tmp_path_factory.mktemp("door"), tiny_model_dir)
-
-
-@pytest.fixture
-def cheap_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of something else than hashes: a thousandth of the work."""
-    monkeypatch.setattr(passwords, "_HASHER", CHEAP)
-    monkeypatch.setattr(passwords, "NOBODYS", CHEAP.hash("nobody's"))
 
 
 # --- without a session ------------------------------------------------------------------------------------
@@ -298,7 +289,7 @@ def test_the_page_and_its_files_are_for_who_is_signed_in(
 # --- guessing ---------------------------------------------------------------------------------------------
 
 
-def test_twenty_wrong_passwords_for_one_account(door: Door, cheap_hashes: None) -> None:
+def test_twenty_wrong_passwords_for_one_account(door: Door) -> None:
     """From one address after another, and whatever they claim to come from. A name nobody has: the same."""
     door.accounts.add("ben", "reviewer", PASSWORD)
     told: dict[str, list[tuple[int, bytes]]] = {}
@@ -315,7 +306,7 @@ def test_twenty_wrong_passwords_for_one_account(door: Door, cheap_hashes: None) 
     assert door.sign_in("ben", PASSWORD, "127.1.9.1").status == 429, "the right one is not looked at either"
 
 
-def test_twenty_wrong_passwords_over_many_accounts(door: Door, cheap_hashes: None) -> None:
+def test_twenty_wrong_passwords_over_many_accounts(door: Door) -> None:
     answers = [
         door.sign_in(
             f"name {n}", WRONG, "127.2.0.1", x_forwarded_for=f"10.0.0.{n}", forwarded=f"for=10.1.1.{n}"
@@ -327,12 +318,12 @@ def test_twenty_wrong_passwords_over_many_accounts(door: Door, cheap_hashes: Non
     assert door.sign_in("another name", WRONG, "127.2.0.2").status == 401, "others are not kept out by it"
 
 
-def test_right_passwords_use_up_no_tries(door: Door, cheap_hashes: None) -> None:
+def test_right_passwords_use_up_no_tries(door: Door) -> None:
     door.accounts.add("carla", "reviewer", PASSWORD)
     assert {door.sign_in("carla", PASSWORD, "127.3.0.1").status for _ in range(30)} == {200}
 
 
-def test_nobody_is_kept_out_by_guesses_from_elsewhere(door: Door, cheap_hashes: None) -> None:
+def test_nobody_is_kept_out_by_guesses_from_elsewhere(door: Door) -> None:
     door.accounts.add("dora", "reviewer", PASSWORD)
     assert door.sign_in("dora", PASSWORD, "127.4.0.1").status == 200
     for n in range(10):
@@ -343,7 +334,7 @@ def test_nobody_is_kept_out_by_guesses_from_elsewhere(door: Door, cheap_hashes: 
     assert statuses == [401] * 5 + [429] * 3, "a known address has no more tries than others"
 
 
-def test_guesses_of_the_present_password_are_counted_as_well(door: Door, cheap_hashes: None) -> None:
+def test_guesses_of_the_present_password_are_counted_as_well(door: Door) -> None:
     door.accounts.add("emil", "reviewer", PASSWORD)
     found = door.accounts.sign_in("emil", PASSWORD)
     assert found is not None
@@ -355,9 +346,7 @@ def test_guesses_of_the_present_password_are_counted_as_well(door: Door, cheap_h
     assert statuses == [403] * 5 + [429] * 3
 
 
-def test_behind_a_trusted_proxy_addresses_are_its_visitors(
-    tiny_model_dir: Path, tmp_path: Path, cheap_hashes: None
-) -> None:
+def test_behind_a_trusted_proxy_addresses_are_its_visitors(tiny_model_dir: Path, tmp_path: Path) -> None:
     for door in opened(tmp_path, tiny_model_dir, trusted_proxies=("127.0.0.1",)):
         for n in range(20):
             last = door.sign_in(f"name {n}", WRONG, "127.0.0.1", x_forwarded_for="10.0.0.1").status

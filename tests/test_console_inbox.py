@@ -25,7 +25,7 @@ from server.console import cleansing, filters, inbox, search
 from server.console.filters import Filters, conditions
 from server.console.inbox import BadCursor, Place
 from server.console.search import Words, excerpt, parse
-from server.database import connect, reading, upgrade, writing
+from server.database import connect, reading, writing
 from server.desk import new_id
 from server.tables import (
     Conversation,
@@ -38,7 +38,7 @@ from server.tables import (
     Visitor,
 )
 from tests.console_client import TestConsole, console_over
-from tests.databases import KINDS, fresh_database
+from tests.databases import KINDS, fresh_database, upgrade
 
 START = datetime(2025, 3, 1, 9, tzinfo=UTC)
 MODEL = "a" * 64

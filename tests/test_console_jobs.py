@@ -39,7 +39,7 @@ from server.database import reading, writing
 from server.settings import Settings
 from server.tables import AuditEntry, Job, Pair
 from tests.console_client import PASSWORD, TestConsole, console_over, new_reply, run
-from tests.databases import fresh_database
+from tests.databases import fresh_database, upgrade
 from tests.live_server import ROOT, server_process
 from tests.models import seal_tiny
 from tests.shop import ANSWER, ASKED, QUICK, Shop, chats, open_shop
@@ -59,7 +59,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty database; what takes a minute is tried on the second kind only where there is time."""
     with fresh_database(request.param, tmp_path) as found:
-        database.upgrade(found)
+        upgrade(found)
         yield found
 
 
@@ -97,6 +97,7 @@ def texts_in(directory: Path) -> list[str]:
 # --- all of it --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_corrections_become_a_model_that_is_promoted_and_rolled_back(
     shop: Shop, url: str, tmp_path: Path

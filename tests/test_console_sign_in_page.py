@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from argon2 import PasswordHasher
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import BrowserContext, Page, expect
 
-from server.console import pages, passwords
+from server.console import pages
 from server.console.accounts import Accounts
 from server.console.throttle import TRIES_PER_ACCOUNT
 from server.database import connect
@@ -22,15 +21,12 @@ pytest_plugins = ["tests.web_fixtures"]
 pytestmark = pytest.mark.browser
 
 PASSWORD = "correct horse battery"
-CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 NewContext = Callable[..., BrowserContext]
 
 
 @pytest.fixture
 def live(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveServer]:
     """A server with an operator named ana, and a console that is one line."""
-    monkeypatch.setattr(passwords, "_HASHER", CHEAP)
-    monkeypatch.setattr(passwords, "NOBODYS", CHEAP.hash("nobody's"))
     monkeypatch.setattr(pages, "WEB", tmp_path)
     words = '<!doctype html><html lang="en"><title>Console</title><h1>The console</h1></html>'
     (tmp_path / "index.html").write_text(words)

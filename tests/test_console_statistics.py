@@ -15,12 +15,12 @@ from sqlalchemy import Engine, delete, event, insert, update
 
 from server.console import statistics
 from server.console.statistics import KEPT_FOR, TODAY_KEPT_FOR, Dashboard, percentile
-from server.database import connect, upgrade, writing
+from server.database import connect, writing
 from server.store import Store
 from server.store_errors import StoreUnavailable
 from server.tables import Conversation, Message, Suggestion
 from tests.console_client import TestConsole, console_over, new_reply, run
-from tests.databases import KINDS, fresh_database
+from tests.databases import KINDS, fresh_database, upgrade
 from tests.scripted_batcher import parrot
 
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)

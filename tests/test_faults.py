@@ -26,6 +26,7 @@ from server import database
 from server.protocol import Accepted, Error, Message, Ready, Say
 from server.store import NewReply, Store
 from tests.chat_client import ChatClient, chatting, run
+from tests.databases import upgrade
 from tests.live_server import LiveServer, serving
 from tests.scripted_batcher import ScriptedBatcher, parrot
 
@@ -311,7 +312,7 @@ def test_an_engine_whose_thread_has_ended_is_replaced(
 
 def test_a_clock_that_is_set_back_changes_no_order(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'turnwise.db'}"
-    database.upgrade(url)
+    upgrade(url)
     now = [datetime(2026, 6, 1, 12, tzinfo=UTC)]
     engine = database.connect(url)
     store = Store(engine, clock=lambda: now[0])

@@ -12,14 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chatbot.options import DecodingOptions
-from server.database import connect, upgrade
+from server.database import connect
 from server.histories import HISTORY_BYTES, Histories
 from server.ledger import Ledger
 from server.offload import Offload
 from server.protocol import Rating
 from server.session import Judge, Post
 from server.store import NewReply, Store, StoredTurn, utc_now
-from tests.databases import KINDS, fresh_database
+from tests.databases import KINDS, fresh_database, upgrade
 
 
 class CountingStore(Store):

@@ -19,6 +19,7 @@ from server.hot_swap import HotSwap
 from server.speaker import speaker_of
 from server.verify import Verifier
 from tests.chat_client import ChatClient, chatting
+from tests.databases import upgrade
 from tests.live_server import server_process, serving
 from tests.models import seal_tiny
 from tests.scripted_batcher import ScriptedBatcher, parrot
@@ -83,7 +84,7 @@ def test_promotion_and_rollback_under_load_lose_no_reply(folder: Path, tmp_path:
 
 def test_a_process_follows_and_is_not_killed_by_sighup(folder: Path, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'turnwise.db'}"
-    database.upgrade(url)
+    upgrade(url)
     two = load(folder / "two").fingerprint
 
     async def talk(address: str) -> None:

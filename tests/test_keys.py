@@ -12,12 +12,12 @@ import pytest
 from sqlalchemy import Engine, select, text
 
 from server.__main__ import main
-from server.database import connect, reading, upgrade
+from server.database import connect, reading
 from server.keys import KeyNameError, Keys
 from server.store_errors import StoreUnavailable
 from server.tables import ApiKey
 from server.writer import Writer
-from tests.databases import KINDS, fresh_database
+from tests.databases import KINDS, fresh_database, upgrade
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

@@ -24,6 +24,7 @@ from benchmarks.killing import Outcome, compare, drawn, run
 from server import database
 from server.protocol import SUBPROTOCOL, Limits, Ready, encode
 from server.store import NewReply, Store
+from tests.databases import upgrade
 
 pytest_plugins = ["tests.fault_fixtures"]
 
@@ -93,7 +94,7 @@ def test_failing_many_times_it_keeps_its_word(tiny_model_dir: Path, postgresql: 
 def told(tmp_path: Path) -> tuple[str, Chat]:
     """A database with two turns and their replies, and a client that was told of them."""
     url = f"sqlite:///{tmp_path / 'turnwise.db'}"
-    database.upgrade(url)
+    upgrade(url)
     engine = database.connect(url)
     store = Store(engine)
     grant = store.new_visitor()

@@ -14,7 +14,7 @@ from server import database
 from server.console.masking import Masker, has_words, masker, names_changed
 from server.store import utc_now
 from server.tables import MaskedName
-from tests.databases import KINDS, fresh_database
+from tests.databases import KINDS, fresh_database, upgrade
 
 NAMES = ["Ann Lee", "José", "O'Brien", "Jean-Luc Moreau", "Straße", "王小明", "हिन्दी", "Pound", "email"]
 
@@ -217,7 +217,7 @@ def test_a_name_needs_something_to_be_found_by() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_list_of_a_database_is_used_from_the_moment_it_changes(kind: str, tmp_path: Path) -> None:
     with fresh_database(kind, tmp_path) as url:
-        database.upgrade(url)
+        upgrade(url)
         db = database.connect(url)
         with database.reading(db) as connection:
             first = masker(connection)

@@ -11,24 +11,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from argon2 import PasswordHasher
 from sqlalchemy import Engine
 
 from server.__main__ import main
-from server.console import passwords
 from server.console.accounts import Accounts
 from server.console.audit import entries
-from server.database import connect, upgrade
+from server.database import connect
+from tests.databases import upgrade
 from tests.live_server import ROOT, clean_environment
 
 PASSWORD = "correct horse battery"
-CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
-
-
-@pytest.fixture(autouse=True)
-def cheap_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passwords, "_HASHER", CHEAP)
-    monkeypatch.setattr(passwords, "NOBODYS", CHEAP.hash("nobody's"))
 
 
 class Command:

@@ -18,7 +18,7 @@ from sqlalchemy import Engine, event, insert, select, text
 from sqlalchemy.exc import IntegrityError
 
 from server import store as store_module
-from server.database import connect, reading, upgrade, writing
+from server.database import connect, reading, writing
 from server.records import MAX_KEY, check_json
 from server.store import (
     Alternative,
@@ -32,6 +32,7 @@ from server.store import (
     UnknownVisitor,
 )
 from server.tables import Generation, Message, UtcDateTime
+from tests.databases import upgrade
 
 T = TypeVar("T")
 UNSTORABLE = ["nul \0", "half a pair \ud800", "the other half \udfff"]
