@@ -155,7 +155,9 @@ def test_csv_reads_other_encodings_when_told(write: Write) -> None:
 
 def test_csv_in_utf_16_is_refused_or_read(write: Write) -> None:
     path = write("a.csv", "conversation,role,text\nc,user,hello\n".encode("utf-16"))
-    assert refused("csv", path).startswith("FILE: line 1: not utf-8-sig: ")
+    reason = refused("csv", path)
+    assert reason.startswith("FILE: line 1: not utf-8-sig: ")
+    assert reason.endswith("(see --encoding: perhaps utf-16)")
     assert said(imported("csv", path, options=["--encoding", "utf-16"])[0]) == [("user", "hello")]
 
 
@@ -180,7 +182,10 @@ def test_quotation_marks_can_be_ordinary_characters(write: Write) -> None:
     ("rows", "reason"),
     [
         ("", "FILE: line 1: the file is empty"),
-        ("id,role,text\n", "FILE: line 1: no column 'conversation'; the columns are 'id', 'role', 'text'"),
+        (
+            "id,role,text\n",
+            "FILE: line 1: no column 'conversation'; the columns are 'id', 'role', 'text' (see --conv",
+        ),
         ("conversation,role,text,text\n", "FILE: line 1: column 'text' occurs more than once"),
         ("conversation,role,text\nc,user\n", "FILE: line 2: 2 fields where the header has 3"),
         ('conversation,role,text\nc,user,"a\nb"\n\nc,user,"x\n', "FILE: line 5: unexpected end of data"),
@@ -198,9 +203,72 @@ def test_a_broken_csv_is_refused_with_its_line(write: Write, rows: str, reason: 
 
 def test_a_time_that_is_none_is_refused_with_its_line(write: Write) -> None:
     path = write("a.csv", "conversation,role,text,at\nc,user,hi,yesterday\n")
-    assert (
-        refused("csv", path, ["--time-column", "at"]) == "FILE: line 2: 'yesterday' is not an ISO 8601 time"
+    assert refused("csv", path, ["--time-column", "at"]) == (
+        "FILE: line 2: 'yesterday' is not an ISO 8601 time (see --time-format)"
     )
+    form = ["--time-column", "at", "--time-format", "%d.%m.%Y"]
+    assert refused("csv", path, form) == (
+        "FILE: line 2: 'yesterday' is not of the form %d.%m.%Y (see --time-format)"
+    )
+
+
+def test_csv_times_of_another_form_are_read_when_told(write: Write) -> None:
+    rows = "conversation,role,text,at\nc,agent,late,05/01/2024 2:00 PM\nc,user,early,05/01/2024 11:30 AM\n"
+    options = ["--time-column", "at", "--time-format", "%m/%d/%Y %I:%M %p", "--time-zone", "UTC"]
+    (transcript,) = imported("csv", write("a.csv", rows), options=options)
+    assert said(transcript) == [("user", "early"), ("agent", "late")]
+    assert transcript.turns[0].at == datetime(2024, 5, 1, 11, 30, tzinfo=UTC)
+
+
+def test_csv_roles_that_are_not_named_may_stand_for_one_side(write: Write) -> None:
+    """A help desk's export has names where a role is wanted: those of the team are few."""
+    rows = "conversation,role,text\nc,Ann,hi\nc,Team Bonn,hello\nc,Macro,tagged\nd,Ben,hey\n"
+    options = ["--user-role", "*", "--agent-role", "team bonn", "--skip-role", "macro"]
+    first, second = imported("csv", write("a.csv", rows), options=options)
+    assert said(first) == [("user", "hi"), ("agent", "hello")]
+    assert said(second) == [("user", "hey")]
+    nobody = write("b.csv", "conversation,role,text\nc,,hi\n")
+    assert refused("csv", nobody, options).startswith("FILE: line 2: role '' is none of ")
+
+
+# What spreadsheets make of a table.
+
+
+@pytest.mark.parametrize(
+    ("rows", "options"),
+    [
+        ("conversation;role;text\nc;user;a, b\nc;agent;d\n", ["--delimiter", ";"]),
+        ("sep=;\r\nconversation;role;text\r\nc;user;a, b\r\nc;agent;d\r\n", []),
+        ('conversation,role,text,,\nc,user,"a, b",,\n,,,,\nc,agent,d,,\n , ,,,\n', []),
+        ("conversation\trole\ttext\nc\tuser\ta, b\nc\tagent\td\n", ["--delimiter", r"\t"]),
+    ],
+)
+def test_csv_of_a_spreadsheet_is_read(write: Write, rows: str, options: list[str]) -> None:
+    (transcript,) = imported("csv", write("a.csv", rows), options=options)
+    assert said(transcript) == [("user", "a, b"), ("agent", "d")]
+
+
+def test_a_delimiter_that_is_another_is_told(write: Write) -> None:
+    path = write("a.csv", "conversation;role;text\n")
+    assert refused("csv", path).endswith("'conversation;role;text' (see --delimiter: is it ';'?)")
+
+
+def test_lines_are_counted_with_the_one_that_names_the_delimiter(write: Write) -> None:
+    path = write("a.csv", "sep=;\nconversation;role;text\nc;user;hi\nc;bot;hi\n")
+    assert refused("csv", path).startswith("FILE: line 4: role 'bot'")
+
+
+@pytest.mark.parametrize("head", [b"PK\x03\x04\x14\x00", b"\xd0\xcf\x11\xe0\xa1\xb1"])
+def test_a_workbook_is_told_from_a_table(write: Write, head: bytes) -> None:
+    assert refused("csv", write("a.csv", head)) == (
+        "FILE: an Excel workbook or an archive: save a sheet as CSV UTF-8"
+    )
+
+
+def test_csv_takes_a_message_as_long_as_a_line_may_be(write: Write) -> None:
+    log = "x " * 100_000
+    (transcript,) = imported("csv", write("a.csv", f"conversation,role,text\nc,user,{log}\n"))
+    assert said(transcript) == [("user", log.strip())]
 
 
 def test_a_role_cannot_mean_both_sides(write: Write) -> None:
@@ -211,9 +279,17 @@ def test_a_role_cannot_mean_both_sides(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    "option", [["--encoding", "utf-9"], ["--encoding", "hex"], ["--time-zone", "../UTC"]]
+    "option",
+    [
+        ["--encoding", "utf-9"],
+        ["--encoding", "hex"],
+        ["--time-zone", "../UTC"],
+        ["--time-format", "%Q"],
+        ["--delimiter", '"'],
+        ["--delimiter", "::"],
+    ],
 )
-def test_unknown_encodings_and_zones_are_refused_at_once(option: list[str]) -> None:
+def test_options_that_cannot_be_are_refused_at_once(option: list[str]) -> None:
     parser = argparse.ArgumentParser()
     FORMATS["csv"].add_arguments(parser)
     with pytest.raises(SystemExit):

@@ -8,6 +8,7 @@ import gzip
 import io
 import re
 import zlib
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, ClassVar, Final, Protocol, Self, TypeVar
@@ -18,6 +19,9 @@ from chatbot.transcripts import MAX_LINE_BYTES, Role, Transcript, Turn
 
 MAX_DOCUMENT_BYTES: Final = 512 * 2**20
 """A JSON file is read whole; one that is or unpacks to more is refused before it fills the memory."""
+
+_WORKBOOKS: Final = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+"""How .xlsx (and any ZIP archive) and .xls files begin."""
 
 Skip = Callable[[str], None]
 """Told the reason whenever something of a source is left out on purpose."""
@@ -90,8 +94,12 @@ def read_document(path: Path, adapter: TypeAdapter[T], what: str) -> T:
 def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
     """Lines of a text file, optionally gzip, with their line ends. Raises `SourceError` naming the line."""
     number = 0
+    head = b""
     with _open_binary(path) as stream, io.TextIOWrapper(stream, encoding=encoding, newline="") as text:
         try:
+            head = stream.peek(4)[:4]  # type: ignore[attr-defined]
+            if head in _WORKBOOKS:
+                raise SourceError(str(path), "", "an Excel workbook or an archive: save a sheet as CSV UTF-8")
             while line := text.readline(MAX_LINE_BYTES + 1):
                 number += 1
                 if len(line) > MAX_LINE_BYTES:
@@ -100,7 +108,11 @@ def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
         except UnicodeDecodeError as error:
             # The decoder reads ahead of the lines, so the place is looked up from the start.
             place = f"line {_undecodable_line(path, encoding)}"
-            raise SourceError(str(path), place, f"not {encoding}: {error.reason} (see --encoding)") from None
+            likely = (
+                "utf-16" if head[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "cp1252 of older Windows programs"
+            )
+            reason = f"not {encoding}: {error.reason} (see --encoding: perhaps {likely})"
+            raise SourceError(str(path), place, reason) from None
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise SourceError(str(path), f"line {number + 1}", f"not readable as gzip: {error}") from None
 

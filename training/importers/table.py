@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
@@ -13,6 +14,9 @@ from zoneinfo import ZoneInfo
 from chatbot.transcripts import Role, Transcript, Turn
 from training.importers.rows import Table
 from training.importers.source import Skip, SourceError, encoding_name, expand
+
+OTHERS = "*"
+"""Stands, among the values of the role column, for every value that is not named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +42,22 @@ class Csv:
 
     columns: Columns = Columns()
     roles: dict[str, Role | None] = field(default_factory=lambda: {"user": "user", "agent": "agent"})
-    """What the values of the role column mean, in lower case; None for rows to leave out."""
+    """What the values of the role column mean, in lower case; None for rows to leave out. `OTHERS` may stand
+    for those that are not named.
+    """
     time_zone: tzinfo | None = None
     """Of times that do not say their offset from UTC; without it such times are an error."""
+    time_format: str | None = None
+    """Of times that are not ISO 8601, as `datetime.strptime` takes it."""
     encoding: str = "utf-8-sig"
     quotes: bool = True
     id_prefix: str = ""
+    delimiter: str | None = None
+    """None for the one that the form is named after."""
 
     name: ClassVar[str] = "csv"
     summary: ClassVar[str] = "CSV with a header line, one message a row"
-    delimiter: ClassVar[str] = ","
+    own_delimiter: ClassVar[str] = ","
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
@@ -60,8 +70,19 @@ class Csv:
             metavar="NAME",
             help="ISO 8601; orders the messages and is kept (default: row order)",
         )
+        add(
+            "--time-format",
+            type=_time_format,
+            metavar="FORMAT",
+            help="of times that are not ISO 8601, such as '%%d.%%m.%%Y %%H:%%M' (Python's strptime)",
+        )
         add("--time-zone", type=_time_zone, metavar="ZONE", help="of times without an offset, such as UTC")
-        add("--user-role", action="append", metavar="VALUE", help="a role that is the user (default: user)")
+        add(
+            "--user-role",
+            action="append",
+            metavar="VALUE",
+            help="a role that is the user (default: user); '*' is any that is not named",
+        )
         add(
             "--agent-role", action="append", metavar="VALUE", help="a role that is the agent (default: agent)"
         )
@@ -72,6 +93,12 @@ class Csv:
             help="a role whose rows are left out, such as system",
         )
         add("--encoding", type=encoding_name, default="utf-8-sig", help="of the file (default: %(default)s)")
+        add(
+            "--delimiter",
+            type=_delimiter,
+            metavar="CHARACTER",
+            help=f"of fields (default: {cls.own_delimiter!r})",
+        )
         add("--no-quotes", action="store_true", help="a quotation mark is an ordinary character")
         add("--id-prefix", default="", help="put before the conversation's id (default: nothing)")
 
@@ -81,9 +108,11 @@ class Csv:
             columns=Columns(args.conversation_column, args.role_column, args.text_column, args.time_column),
             roles=_role_table(args.user_role or ["user"], args.agent_role or ["agent"], args.skip_role or []),
             time_zone=args.time_zone,
+            time_format=args.time_format,
             encoding=args.encoding,
             quotes=not args.no_quotes,
             id_prefix=args.id_prefix,
+            delimiter=args.delimiter,
         )
 
     def files(self, sources: Sequence[Path]) -> list[Path]:
@@ -91,7 +120,9 @@ class Csv:
 
     def read(self, path: Path, skip: Skip) -> Iterator[Transcript]:
         conversations: dict[str, list[_Message]] = {}
-        table = Table(path, delimiter=self.delimiter, encoding=self.encoding, quotes=self.quotes)
+        table = Table(
+            path, delimiter=self.delimiter or self.own_delimiter, encoding=self.encoding, quotes=self.quotes
+        )
         for conversation, message in self._messages(table, skip):
             conversations.setdefault(conversation, []).append(message)
         for conversation, messages in conversations.items():
@@ -101,10 +132,10 @@ class Csv:
 
     def _messages(self, table: Table, skip: Skip) -> Iterator[tuple[str, _Message]]:
         """``(conversation, message)`` of every row that says something."""
-        conversation_at = table.column(self.columns.conversation)
-        role_at = table.column(self.columns.role)
-        text_at = table.column(self.columns.text)
-        time_at = None if self.columns.time is None else table.column(self.columns.time)
+        conversation_at = table.column(self.columns.conversation, "--conversation-column")
+        role_at = table.column(self.columns.role, "--role-column")
+        text_at = table.column(self.columns.text, "--text-column")
+        time_at = None if self.columns.time is None else table.column(self.columns.time, "--time-column")
         for line, row in table.rows():
             conversation, text = row[conversation_at].strip(), row[text_at].strip()
             role = self._role(row[role_at], table.path, line)
@@ -120,6 +151,8 @@ class Csv:
 
     def _role(self, value: str, path: Path, line: int) -> Role | None:
         key = value.strip().lower()
+        if key and key not in self.roles:
+            key = OTHERS
         if key not in self.roles:
             known = ", ".join(map(repr, self.roles))
             reason = f"role {value!r} is none of {known} (see --user-role, --agent-role, --skip-role)"
@@ -127,10 +160,17 @@ class Csv:
         return self.roles[key]
 
     def _time(self, value: str, path: Path, line: int) -> datetime:
+        text = value.strip()
         try:
-            at = datetime.fromisoformat(value.strip())
+            at = (
+                datetime.strptime(text, self.time_format)  # noqa: DTZ007 - the zone is looked at below
+                if self.time_format
+                else datetime.fromisoformat(text)
+            )
         except ValueError:
-            raise SourceError(str(path), f"line {line}", f"{value!r} is not an ISO 8601 time") from None
+            form = f"of the form {self.time_format}" if self.time_format else "an ISO 8601 time"
+            reason = f"{value!r} is not {form} (see --time-format)"
+            raise SourceError(str(path), f"line {line}", reason) from None
         if at.tzinfo is None and self.time_zone is None:
             raise SourceError(
                 str(path), f"line {line}", f"{value!r} has no offset from UTC (see --time-zone)"
@@ -144,7 +184,7 @@ class Tsv(Csv):
 
     name: ClassVar[str] = "tsv"
     summary: ClassVar[str] = "TSV with a header line, one message a row"
-    delimiter: ClassVar[str] = "\t"
+    own_delimiter: ClassVar[str] = "\t"
 
 
 def _turns(messages: Sequence[_Message]) -> tuple[Turn, ...]:
@@ -183,3 +223,19 @@ def _time_zone(text: str) -> tzinfo:
         return ZoneInfo(text)
     except (KeyError, ValueError, OSError):  # not there, not a name, a folder
         raise argparse.ArgumentTypeError(f"unknown time zone {text!r}") from None
+
+
+def _time_format(text: str) -> str:
+    some = datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
+    try:
+        datetime.strptime(some.strftime(text), text)  # noqa: DTZ007 - only tried
+    except (ValueError, re.error):  # a directive that is none, or one that is given twice
+        raise argparse.ArgumentTypeError(f"not a form of times: {text!r}") from None
+    return text
+
+
+def _delimiter(text: str) -> str:
+    mark = "\t" if text == r"\t" else text
+    if len(mark) != 1 or mark in '"\r\n':
+        raise argparse.ArgumentTypeError(f"must be one character other than a quotation mark, not {text!r}")
+    return mark
