@@ -6,6 +6,7 @@ loaded.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -40,6 +41,21 @@ class CommandError(Exception):
     """Why a command cannot do its work, in words for whoever called it."""
 
 
+def in_words(error: Exception) -> str:
+    """An error for whoever called: one of the system names the file and the reason, without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def read_text(file: Path) -> str:
+    """A text that the caller wrote. Raises OSError, also for bytes that are not UTF-8."""
+    try:
+        return file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise OSError(errno.EILSEQ, f"not UTF-8 at byte {error.start}", str(file)) from None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit status is 0 only when it did all it was asked."""
     parsed = build_parser().parse_args(arguments)
@@ -56,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except (CommandError, TranscriptError, OSError) as error:
-        return _complain(str(error), 1)
+        return _complain(in_words(error), 1)
     return status
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import tempfile
 import zlib
 from codecs import BOM_UTF8
@@ -70,7 +71,10 @@ def parse_transcript(line: str | bytes, source: str, number: int) -> Transcript:
     try:
         return Transcript.model_validate_json(line)
     except ValidationError as error:
-        raise TranscriptError(source, number, _first_reason(error)) from None
+        reason = _first_reason(error)
+        if number == 1 and reason.startswith("Invalid JSON"):  # a table, say, or a list over several lines
+            reason += " (transcripts are a line of JSON each; python -m training import makes them)"
+        raise TranscriptError(source, number, reason) from None
 
 
 def read_lines(lines: Iterable[str | bytes], source: str) -> Iterator[Transcript]:
@@ -149,5 +153,7 @@ def _bounded_lines(stream: IO[bytes], source: str) -> Iterator[bytes]:
 
 def _first_reason(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
+    if first["type"] == "json_invalid":  # the parser counts lines, of which there is one
+        return re.sub(r" at line \d+ (column \d+)$", r" at \1", str(first["msg"]))
     place = ".".join(str(part) for part in first["loc"])
     return f"{place}: {first['msg']}" if place else str(first["msg"])

@@ -445,6 +445,14 @@ def test_every_wrong_setting_is_named(settings: list[str], named: list[str]) -> 
     assert all(name in str(caught.value) for name in named)
 
 
+@pytest.mark.parametrize(
+    ("setting", "meant"), [("epoch=3", "epochs"), ("model.hiden_size=3", "model.hidden_size")]
+)
+def test_a_setting_that_is_misspelled_is_told(setting: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=rf"there is no such setting; is it {meant}\?"):
+        load_config(None, [setting])
+
+
 def test_a_broken_config_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "bad.toml"
     file.write_text("seed = = 5\n")
@@ -499,6 +507,30 @@ def test_a_model_sealed_again_keeps_its_fingerprint_and_shows_its_conversations(
     assert "nowhere" in capsys.readouterr().err
 
 
-def test_a_model_whose_run_left_no_word_has_a_card_all_the_same() -> None:
-    assert model_card({}, "# Mine\n").startswith("# Mine")
-    assert "Not stated" in model_card({})
+def test_a_text_that_is_not_utf_8_is_named(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "card.md"
+    text.write_bytes("# Für uns\n".encode("cp1252"))
+    assert main(["card", str(tiny_model_dir), "-o", str(tmp_path / "new"), "--text", str(text)]) == 1
+    assert capsys.readouterr().err == f"{text}: not UTF-8 at byte 3\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "--train", "a.jsonl", "--out", "model", "--config", "nowhere"],
+        ["train", "--train", "a.jsonl", "--out", "model", "--card", "nowhere"],
+        ["evaluate", "model", "nowhere"],
+        ["baseline", "ngram", "--train", "nowhere", "--dev", "nowhere"],
+        ["clean", "nowhere", "-o", "out.jsonl"],
+        ["settings", "--config", "nowhere"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_file_that_is_not_there_is_named(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 1
+    assert capsys.readouterr().err == "nowhere: No such file or directory\n"

@@ -112,6 +112,16 @@ def test_a_malformed_line_is_named(line: str, reason: str) -> None:
     assert str(caught.value).startswith("some.jsonl:3: ")
 
 
+def test_a_file_of_another_form_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("conversation,role,text\n")
+    (tmp_path / "b.jsonl").write_text("[\n]\n")
+    for name, reason in (("a.csv", "expected value at column 1"), ("b.jsonl", "EOF while parsing a list")):
+        with pytest.raises(TranscriptError) as caught:
+            list(read_transcripts(tmp_path / name))
+        assert caught.value.reason.startswith(f"Invalid JSON: {reason}")
+        assert "python -m training import" in caught.value.reason
+
+
 def test_invalid_utf8_is_named(tmp_path: Path) -> None:
     path = tmp_path / "latin.jsonl"
     path.write_bytes(GOOD.encode() + b'\n{"id": "b", "turns": [{"role": "user", "text": "caf\xe9"}]}\n')

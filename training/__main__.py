@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     wanted = (sys.argv[1:] if argv is None else argv)[:1]
     for name, summary in COMMANDS.items():
-        sub = commands.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        sub = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         if wanted == [name]:  # the others' libraries need not be loaded
             importlib.import_module(f"training.{name}_command").add_arguments(sub)
     args = parser.parse_args(argv)

@@ -20,6 +20,7 @@ from typing import Final, Protocol
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from chatbot.cli import in_words
 from chatbot.options import OptionError
 from chatbot.transcripts import Transcript, TranscriptError, read_transcripts
 from training import feed_forward_lm
@@ -150,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"--{error.field} {error.reason}", file=sys.stderr)
         return USAGE_ERROR
     except (TranscriptError, NothingToLearn, NothingToEvaluate, Diverged, OSError) as error:
-        print(error, file=sys.stderr)
+        print(in_words(error), file=sys.stderr)
         return 1
     print(_in_json(report) if args.json else _in_words(report))
     return 0

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from chatbot.cli import in_words
 from chatbot.confidence import KEY, Calibration
 from chatbot.model_directory import ModelDirectoryError, find_model, load, seal
 from chatbot.transcripts import TranscriptError, read_transcripts
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         TooFewReplies,
         OSError,
     ) as error:
-        print(error, file=sys.stderr)
+        print(in_words(error), file=sys.stderr)
         return 1
     if args.json:
         print(json.dumps({"fingerprint": fingerprint, **calibration.model_dump(mode="json")}))

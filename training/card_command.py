@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from chatbot.batcher import Batcher, Failed, Finished, ReplyRequest
-from chatbot.cli import add_options, given_options
+from chatbot.cli import add_options, given_options, in_words, read_text
 from chatbot.decoding import derived_seed
 from chatbot.model_directory import ModelBundle, ModelDirectoryError, find_model, load, seal
 from chatbot.options import DecodingOptions, OptionError
@@ -41,10 +41,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         bundle = load(find_model(args.model))
         defaults = DecodingOptions.merged(bundle.defaults, given_options(args))
-        text = args.text.read_text("utf-8") if args.text else ""
+        text = read_text(args.text) if args.text else ""
         card = model_card(bundle.metrics, text)
         if args.script:
-            card += conversations(bundle, defaults, read_script(args.script.read_text("utf-8")))
+            card += conversations(bundle, defaults, read_script(read_text(args.script)))
         fingerprint = seal(
             args.out,
             model=bundle.model,
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             dtype=stored_dtype(bundle.metrics),
         )
     except (ModelDirectoryError, OptionError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(in_words(error), file=sys.stderr)
         return 1
     print(f"{args.out}  {fingerprint}")
     return 0

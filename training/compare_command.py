@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from chatbot.cli import in_words
 from chatbot.model_directory import ModelDirectoryError, find_model, load
 from chatbot.transcripts import Transcript, TranscriptError, read_transcripts, write_aside
 from training.compare import compare
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
                 stream.write(json.dumps(asdict(each), ensure_ascii=False).encode() + b"\n")
         ended = "done"
     except (ModelDirectoryError, TranscriptError, ReplyFailed, OSError) as error:
-        print(error, file=sys.stderr)
+        print(in_words(error), file=sys.stderr)
         return 1
     finally:
         reporter.phase(ended)

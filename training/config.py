@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, overload
 
@@ -113,8 +114,24 @@ def load_config(
     try:
         return shape.model_validate(values)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
+        lines = [
+            f"{'.'.join(map(str, e['loc']))}: "
+            + (_unknown(e["loc"], shape) if e["type"] == "extra_forbidden" else e["msg"])
+            for e in error.errors(include_url=False)
+        ]
         raise ConfigError("\n".join(lines)) from None
+
+
+def _unknown(place: Sequence[int | str], shape: type[BaseModel]) -> str:
+    """What to say of a setting that there is not: which one may have been meant."""
+    *tables, name = map(str, place)
+    for table in tables:
+        inner = shape.model_fields[table].annotation
+        assert isinstance(inner, type)
+        assert issubclass(inner, BaseModel)
+        shape = inner
+    near = get_close_matches(name, shape.model_fields, n=1)
+    return "there is no such setting" + (f"; is it {'.'.join([*tables, *near])}?" if near else "")
 
 
 def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from chatbot.cli import add_company, add_options, given_options, load_rerankers, load_together
+from chatbot.cli import add_company, add_options, given_options, in_words, load_rerankers, load_together
 from chatbot.decoder import TokenizersDiffer
 from chatbot.model_directory import ModelDirectoryError
 from chatbot.options import DecodingOptions, OptionError
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         ReplyFailed,
         OSError,
     ) as error:
-        print(error, file=sys.stderr)
+        print(in_words(error), file=sys.stderr)
         return 1
     print(json.dumps(report, ensure_ascii=False) if args.json else _in_words(report))
     return 0

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
+from chatbot.cli import in_words
 from chatbot.transcripts import Transcript, TranscriptError, write_transcripts
 from training.importers import FORMATS, Importer, SourceError
 
@@ -54,11 +55,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         importer = FORMATS[args.format].from_arguments(args)
         report = import_transcripts(importer, args.sources, args.output, progress=sys.stderr.isatty())
-    except (SourceError, TranscriptError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"{error.filename or args.output}: {error.strerror or error}", file=sys.stderr)
+    except (SourceError, TranscriptError, OSError) as error:
+        print(in_words(error), file=sys.stderr)
         return 1
     print(json.dumps(report.model_dump()) if args.json else report)
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from chatbot.cli import in_words
 from chatbot.model_directory import ModelDirectoryError, find_model, load
 from chatbot.transcripts import TranscriptError
 from chatbot.turn_index import MOST, SUFFIX
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             turns, replies = index(bundle, args.files, args.out, most=args.most, done=done)
         ended = "done"
     except (ModelDirectoryError, TranscriptError, NothingToIndex, OSError) as error:
-        print(error, file=sys.stderr)
+        print(in_words(error), file=sys.stderr)
         return 1
     finally:
         reporter.phase(ended)

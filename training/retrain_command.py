@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from chatbot.cli import in_words, read_text
 from chatbot.model_directory import ModelBundle, find_model, load, seal
 from chatbot.transcripts import write_aside
 from training import checkpoint
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         ended = "done"
     except (*Troubles, ReviewError, NothingReviewed, NothingToEvaluate) as error:
         ended = "stopped" if isinstance(error, Stopped) else "failed"
-        print(error, file=sys.stderr)
+        print(in_words(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         ended = "stopped"
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 def retrain(args: argparse.Namespace, config: RetrainConfig, reporter: Reporter) -> dict[str, Any]:
     """Dataset, training, judgement and seal; what there is to report."""
     work = args.out.with_name(f"{args.out.name}.run")
-    card = args.card.read_text("utf-8") if args.card else None
+    card = read_text(args.card) if args.card else None
     _check_places(args, work)
     reporter.phase("reading")
     base = load(find_model(args.base))

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from chatbot.cli import in_words
 from training.config import ConfigError, load_config
 from training.retrain_config import RetrainConfig
 
@@ -23,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         config = load_config(args.config, args.set, RetrainConfig)
     except OSError as error:
-        print(error, file=sys.stderr)
+        print(in_words(error), file=sys.stderr)
         return 1
     except ConfigError as error:
         if args.json:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from chatbot.cli import in_words, read_text
 from chatbot.model_directory import ModelBundle, ModelDirectoryError, find_model, load, seal
 from chatbot.options import DecodingOptions
 from chatbot.transcripts import TranscriptError, read_transcripts, write_aside
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     stop = Event()
     try:
         config = load_config(args.config, args.set)
-        card = args.card.read_text("utf-8") if args.card else ""
+        card = read_text(args.card) if args.card else ""
         work = args.out.parent / f"{args.out.name}.run"
         resume = args.resume or _is_ours(work)
         if args.out.exists() and _is_ours(work):  # killed between sealing and its end
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
                 report = _seal(args.out, trained, config, card, args, base)
                 print(json.dumps(report) if args.json else _in_words(report))
     except Troubles as error:
-        print(error, file=sys.stderr)
+        print(in_words(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
