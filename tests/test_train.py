@@ -534,3 +534,26 @@ def test_a_file_that_is_not_there_is_named(
     monkeypatch.chdir(tmp_path)
     assert main(command) == 1
     assert capsys.readouterr().err == "nowhere: No such file or directory\n"
+
+
+def test_the_log_tells_of_a_run_without_a_dev_part(
+    files: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    config = TrainConfig.model_validate(SMALL_RUN | {"max_steps": 1})
+    train([files[0]], [], tmp_path / "run", config, quiet=True)
+    assert re.fullmatch(r"step 1  \d+ s  loss \d\.\d{3}", caplog.messages[-1])
+
+
+def test_resuming_what_has_not_begun_begins_and_says_so(
+    files: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    flags = ["--set=max_steps=1", "--set=final_replies=0", "--resume"]
+    assert main(arguments(files, tmp_path / "mine", *flags)) == 0
+    assert caplog.messages[0] == f"{tmp_path / 'mine.run'} holds no run to go on from: this one begins"
+
+
+def test_a_model_whose_run_left_no_word_has_a_card_all_the_same() -> None:
+    assert model_card({}, "# Mine\n").startswith("# Mine")
+    assert "Not stated" in model_card({})

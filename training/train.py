@@ -230,6 +230,7 @@ class _Run:
         self.reporter = reporter
         self.total_steps = self._total_steps()
         self.saved_at = progress.seconds
+        self.loss: float | None = None  # of the latest update of this process
 
     def until_done(self) -> None:
         """Run the remaining batches. A checkpoint is only ever written between two updates."""
@@ -245,8 +246,8 @@ class _Run:
             for batch in self._batches():
                 if self._finished():
                     break
-                loss, seconds = self._update(batch)
-                self._report(bar, writer, batch, loss, seconds)
+                self.loss, seconds = self._update(batch)
+                self._report(bar, writer, batch, self.loss, seconds)
                 self._between_updates(writer)
             if self.progress.best_step != self.progress.step:
                 self._read_dev(writer)
@@ -393,10 +394,10 @@ class _Run:
         if writer is not None:
             for name, perplexity in found.items():
                 writer.add_scalar(f"dev/{name}", perplexity, self.progress.step)
-            figures = "  ".join(f"{name} {perplexity:.2f}" for name, perplexity in found.items())
-            log.info(
-                "step %d  %.0f s  word perplexity  %s", self.progress.step, self.progress.seconds, figures
-            )
+            figures = [] if self.loss is None else [f"loss {self.loss:.3f}"]
+            if found:
+                figures += ["word perplexity", *(f"{name} {value:.2f}" for name, value in found.items())]
+            log.info("step %d  %.0f s  %s", self.progress.step, self.progress.seconds, "  ".join(figures))
         if better:
             self._save("best")
         self._save("last")

@@ -28,6 +28,8 @@ from training.distributed import join_world, launch
 from training.evaluate import Measured, ReplyFailed, measure, summarize
 from training.train import Diverged, NothingToLearn, Stopped, Trained, names_of, train
 
+log = logging.getLogger(__name__)
+
 Troubles = (
     ConfigError,
     TranscriptError,
@@ -135,8 +137,11 @@ def _check_places(args: argparse.Namespace, work: Path, resume: bool) -> None:
         raise FileNotFoundError(f"no such file: {', '.join(missing)}")
     if os.environ.get("RANK", "0") != "0":
         return
-    if not resume and checkpoint.exists(work / "last"):
+    began = checkpoint.exists(work / "last")
+    if began and not resume:
         raise FileExistsError(f"{work} holds a run: --resume continues it, or remove it")
+    if args.resume and not began:
+        log.info("%s holds no run to go on from: this one begins", work)
     if (name := launch()) is not None and not _is_ours(work):
         with write_aside(work / "launch") as stream:
             stream.write(name.encode())
