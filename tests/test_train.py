@@ -507,6 +507,22 @@ def test_a_model_sealed_again_keeps_its_fingerprint_and_shows_its_conversations(
     assert "nowhere" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--top-k", "999999"], "top_k: must be a whole number from 0 to "),
+        (["--mmi-lambda", "1"], "mmi_lambda: must be 0: there is no language model"),
+        (["--prefix", "darn it", "--blocked", "darn"], "prefix: holds a phrase that is blocked"),
+    ],
+)
+def test_defaults_that_the_model_cannot_follow_are_not_sealed(
+    tiny_model_dir: Path, tmp_path: Path, flags: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["card", str(tiny_model_dir), "-o", str(tmp_path / "new"), *flags]) == 1
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_text_that_is_not_utf_8_is_named(
     tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ from chatbot.cli import add_options, given_options, in_words, read_text
 from chatbot.decoding import derived_seed
 from chatbot.model_directory import ModelBundle, ModelDirectoryError, find_model, load, seal
 from chatbot.options import DecodingOptions, OptionError
+from chatbot.terms import Terms
 from chatbot.transcripts import Role
 from training.card import model_card
 
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         bundle = load(find_model(args.model))
         defaults = DecodingOptions.merged(bundle.defaults, given_options(args))
+        Terms(bundle.tokenizer, DecodingOptions.highest("beam_size")).grant(defaults)
         text = read_text(args.text) if args.text else ""
         card = model_card(bundle.metrics, text)
         if args.script:
