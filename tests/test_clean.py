@@ -89,6 +89,34 @@ def test_parts_that_would_overwrite_each_other_are_refused(
     assert not out.exists()
 
 
+@pytest.mark.parametrize("part", ["-o", "--dev"])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("all.jsonl", "is one of the files that are read"),
+        ("old.jsonl", "is one of the files that are read"),
+        ("train.csv", "transcripts are named .jsonl or .jsonl.gz"),
+    ],
+)
+def test_a_part_needs_a_name_of_its_own(
+    tmp_path: Path, part: str, name: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, held_out = tmp_path / "all.jsonl", tmp_path / "old.jsonl"
+    write_transcripts(source, [GOOD])
+    write_transcripts(held_out, [])
+    other = {"-o": "--dev", "--dev": "-o"}[part]
+    flags = ["--held-out", str(held_out), part, str(tmp_path / name), other, str(tmp_path / "other.jsonl")]
+    assert main(["clean", str(source), *flags]) == 2
+    assert reason in capsys.readouterr().err
+    assert list(read_transcripts(source)) == [GOOD]
+
+
+def test_nothing_kept_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_transcripts(tmp_path / "none.jsonl", [])
+    assert main(["clean", str(tmp_path / "none.jsonl"), "-o", str(tmp_path / "out.jsonl")]) == 0
+    assert capsys.readouterr().out.split() == ["0", "kept"]
+
+
 @pytest.mark.parametrize("share", ["0", "1", "nan", "half"])
 def test_a_share_is_between_0_and_1(share: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

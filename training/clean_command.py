@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from chatbot.cli import in_words
 from chatbot.transcripts import Transcript, TranscriptError, read_transcripts, write_transcripts
 from training.clean import clean, is_dev
 
@@ -32,10 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    counts: Counter[str] = Counter()
+    counts: Counter[str] = Counter(kept=0)
     apart: list[Transcript] = []
-    if args.dev and args.dev.resolve() == args.out.resolve():
-        print(f"{args.out} cannot be both --out and --dev", file=sys.stderr)
+    if trouble := _wrong_names(args):
+        print(trouble, file=sys.stderr)
         return 2
     try:
         kept = clean(_read(args.files), _read(args.held_out), counts)
@@ -46,12 +47,26 @@ def run(args: argparse.Namespace) -> int:
             write_transcripts(args.dev, apart)
             counts["of these for the dev part"] = len(apart)
     except (TranscriptError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(in_words(error), file=sys.stderr)
         return 1
     print(
         json.dumps(counts) if args.json else "\n".join(f"{n:8}  {what}" for what, n in counts.most_common())
     )
     return 0
+
+
+def _wrong_names(args: argparse.Namespace) -> str | None:
+    """Why the parts cannot be written where they are to go; None when they can."""
+    read = {file.resolve() for file in [*args.files, *args.held_out]}
+    parts = [part for part in (args.out, args.dev) if part]
+    for part in parts:
+        if not part.name.endswith((".jsonl", ".jsonl.gz")):
+            return f"{part}: transcripts are named .jsonl or .jsonl.gz"
+        if part.resolve() in read:
+            return f"{part} is one of the files that are read"
+    if len({part.resolve() for part in parts}) < len(parts):
+        return f"{args.out} cannot be both --out and --dev"
+    return None
 
 
 def _share(text: str) -> float:
