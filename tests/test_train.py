@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import sys
+from argparse import ArgumentParser
+from importlib import import_module
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -573,3 +575,21 @@ def test_resuming_what_has_not_begun_begins_and_says_so(
 def test_a_model_whose_run_left_no_word_has_a_card_all_the_same() -> None:
     assert model_card({}, "# Mine\n").startswith("# Mine")
     assert "Not stated" in model_card({})
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "rest"),
+    [
+        ("train", "--train", ["--out", "o"]),
+        ("train", "--dev", ["--train", "t", "--out", "o"]),
+        ("clean", "--held-out", ["a", "-o", "o"]),
+        ("retrain", "--reviewed", ["--base", "b", "--replay", "p", "--out", "o"]),
+        ("baseline", "--dev", ["--train", "t"]),
+    ],
+)
+def test_a_flag_given_again_adds_its_files(command: str, flag: str, rest: list[str]) -> None:
+    parser = ArgumentParser()
+    import_module(f"training.{command}_command").add_arguments(parser)
+    kind = ["ngram"] if command == "baseline" else []
+    parsed = parser.parse_args([*kind, *rest, flag, "1", "2", flag, "3"])
+    assert vars(parsed)[flag.removeprefix("--").replace("-", "_")] == [Path("1"), Path("2"), Path("3")]

@@ -79,9 +79,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--train", nargs="+", type=Path, required=True, metavar="FILE", help="transcripts to learn")
+    add(
+        "--train",
+        action="extend",
+        nargs="+",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="transcripts to learn",
+    )
     add(
         "--dev",
+        action="extend",
         nargs="+",
         type=Path,
         required=True,

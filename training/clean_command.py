@@ -21,7 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--out", required=True, type=Path, help="where the training part goes")
     parser.add_argument(
-        "--held-out", nargs="*", type=Path, default=[], metavar="FILE", help="never let these in"
+        "--held-out",
+        action="extend",
+        nargs="*",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="never let these in",
     )
     parser.add_argument(
         "--dev", type=Path, metavar="FILE", help="keep a share of the conversations apart, here"

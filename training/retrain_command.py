@@ -44,7 +44,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--base", type=Path, required=True, metavar="MODEL", help="the model to go on from")
     for name, text in FILES.items():
         wanted = name in ("reviewed", "replay")
-        add(f"--{name}", nargs="+", type=Path, default=[], required=wanted, metavar="FILE", help=text)
+        add(
+            f"--{name}",
+            action="extend",
+            nargs="+",
+            type=Path,
+            default=[],
+            required=wanted,
+            metavar="FILE",
+            help=text,
+        )
     add("--out", type=Path, required=True, metavar="DIR", help="the sealed candidate; the run is in DIR.run")
     add("--config", type=Path, metavar="FILE.toml", help="fields of training.retrain_config.RetrainConfig")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="one field, e.g. gate.bleu=2")

@@ -48,10 +48,22 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--train", nargs="+", type=Path, required=True, metavar="FILE", help="transcripts to learn"
+        "--train",
+        action="extend",
+        nargs="+",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="transcripts to learn",
     )
     parser.add_argument(
-        "--dev", nargs="*", type=Path, default=[], metavar="FILE", help="transcripts for decisions"
+        "--dev",
+        action="extend",
+        nargs="*",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="transcripts for decisions",
     )
     parser.add_argument(
         "--out",
