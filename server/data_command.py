@@ -87,7 +87,8 @@ def _filters(arguments: Namespace) -> Filters:
         return Filters.model_validate({"state": "all", **given})
     except ValidationError as error:
         problems = [
-            f"{settings.flag(str(each['loc'][0])) if each['loc'] else 'filters'}: {each['msg']}"
+            f"{settings.flag(str(each['loc'][0])) if each['loc'] else 'filters'}: "
+            + each["msg"].removeprefix("Value error, ")
             for each in error.errors(include_input=False)
         ]
         raise settings.SettingsError(problems) from None

@@ -237,7 +237,7 @@ def _add_errors(app: FastAPI) -> None:
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         problem = error.errors()[0]
-        return error_response(400, f"{problem['loc'][-1]}: {problem['msg']}")
+        return error_response(400, f"{problem['loc'][-1]}: {problem['msg'].removeprefix('Value error, ')}")
 
     async def without_database(_: Request, error: Exception) -> Response:
         logs.event(log, logging.ERROR, "store_failed", error=logs.place(error))

@@ -885,7 +885,7 @@ def test_export_command(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["export", "-o", str(tmp_path / "x"), "--rating", "sideways", "--from", "now", *where]) == 1
     told = capsys.readouterr().err
     assert "--rating" in told
-    assert "--from" in told
+    assert "--from: write a time as " in told
     assert main(["export", "-o", str(tmp_path / "none" / "x"), *where]) == 1
     assert sorted(each.name for each in tmp_path.glob("*out*")) == ["out.csv.gz", "out.jsonl"]
     assert not list(tmp_path.glob(".*"))

@@ -455,6 +455,12 @@ def test_a_setting_that_is_misspelled_is_told(setting: str, meant: str) -> None:
         load_config(None, [setting])
 
 
+def test_settings_that_do_not_go_together_are_told_in_words() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, ["model.attention=none", "model.copying=true"])
+    assert str(caught.value) == "model: copying needs attention"
+
+
 def test_a_broken_config_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "bad.toml"
     file.write_text("seed = = 5\n")

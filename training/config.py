@@ -116,10 +116,14 @@ def load_config(
     except ValidationError as error:
         lines = [
             f"{'.'.join(map(str, e['loc']))}: "
-            + (_unknown(e["loc"], shape) if e["type"] == "extra_forbidden" else e["msg"])
+            + (_unknown(e["loc"], shape) if e["type"] == "extra_forbidden" else _reason(e["msg"]))
             for e in error.errors(include_url=False)
         ]
         raise ConfigError("\n".join(lines)) from None
+
+
+def _reason(message: str) -> str:
+    return message.removeprefix("Value error, ")  # pydantic's, before what our own checks say
 
 
 def _unknown(place: Sequence[int | str], shape: type[BaseModel]) -> str:

@@ -460,7 +460,9 @@ def _shape(config: TrainConfig, tokenizer: Tokenizer, base: ModelBundle | None) 
     try:
         return ModelConfig(**values)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"model: {e['msg']}" for e in error.errors())) from None
+        raise ConfigError(
+            "\n".join(f"model: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
+        ) from None
 
 
 def _take_over(model: Seq2Seq, base: ModelBundle) -> None:
