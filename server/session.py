@@ -19,6 +19,7 @@ from typing import Any, TypeAlias, assert_never
 
 from chatbot.options import DecodingOptions, OptionError
 from server.protocol import (
+    MAX_ID,
     Cancel,
     ClientMessage,
     Close,
@@ -216,14 +217,14 @@ class Session:
         try:
             options = self._rules.options(say.options)
         except OptionError as error:
-            return Send(_error("bad_option", str(error), say, field=error.field))
+            return Send(_bad_option(error, say))
         return Post(say.id, say.text, say.options, options)
 
     def _regenerate(self, message: Regenerate) -> Effect:
         try:
             options = self._rules.options(message.options)
         except OptionError as error:
-            return Send(_error("bad_option", str(error), message, field=error.field))
+            return Send(_bad_option(error, message))
         return Redo(message.reply, message.options, options)
 
     def _refused(self, error: Error) -> list[Effect]:
@@ -257,6 +258,12 @@ def subject(message: ClientMessage) -> str | None:
             return message.message
         case _:
             return None
+
+
+def _bad_option(error: OptionError, about: ClientMessage) -> Error:
+    """The name of what is no option may fill a frame; no more of it is said than of an id."""
+    name = error.field[:MAX_ID]
+    return _error("bad_option", f"{name}: {error.reason}", about, field=name)
 
 
 def _error(code: Any, text: str, about: ClientMessage, field: str | None = None) -> Error:

@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from chatbot.options import DecodingOptions
 from server.protocol import (
+    MAX_ID,
     Cancel,
     ClientMessage,
     Error,
@@ -123,6 +124,16 @@ def test_a_bad_option_is_named_with_its_range() -> None:
         error = error_of(open_session().handle(message))
         assert (error.code, error.id, error.field) == ("bad_option", "c", "temperature")
         assert "0.05 to 5" in error.message
+
+
+def test_no_more_of_an_unknown_options_name_comes_back_than_of_an_id() -> None:
+    for message in (
+        Say(id="c", text="x", options={"x" * 60_000: 1}),
+        Regenerate(reply="c", options={"x" * 60_000: 1}),
+    ):
+        error = error_of(open_session().handle(message))
+        assert (error.code, error.id, error.field) == ("bad_option", "c", "x" * MAX_ID)
+        assert error.message == f"{'x' * MAX_ID}: no such option"
 
 
 def test_requests_become_tasks() -> None:
