@@ -186,11 +186,12 @@ def _overrides(found: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]
     names = {"top_alternatives": "top_logprobs"}
     limits = [name for name in ("max_tokens", "max_completion_tokens") if name in found]
     if limits:
-        if found[limits[0]] != found[limits[-1]]:
+        first, last = found[limits[0]], found[limits[-1]]
+        if type(first) is not type(last) or first != last:  # to Python, true is 1
             raise bad_request(
                 "max_completion_tokens: another value than max_tokens, its older name", limits[-1]
             )
-        overrides["max_tokens"], names["max_tokens"] = found[limits[-1]], limits[-1]
+        overrides["max_tokens"], names["max_tokens"] = last, limits[-1]
     if "temperature" in found:
         temperature = found["temperature"]
         if temperature == 0 and type(temperature) in (int, float) and overrides.get("decoding") != "sample":
@@ -257,7 +258,9 @@ def _text(content: Any, at: str) -> str:
 
 
 def _stops(stop: Any) -> tuple[str, ...]:
-    stops = [stop] if isinstance(stop, str) else stop or []
+    if stop is None:
+        return ()
+    stops = [stop] if isinstance(stop, str) else stop
     if (
         not isinstance(stops, list)
         or len(stops) > MAX_STOPS
