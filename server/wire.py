@@ -15,6 +15,9 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Response
+from websockets.server import ServerProtocol
+from websockets.typing import StatusLike
 
 from server.limits import MAX_HEAD, Clock, Pace, Shares, address_key, excess_of
 
@@ -24,6 +27,7 @@ TURN: Final = 64
 """Frames of one connection that are handled before the others have their turn."""
 CLOSING: Final = 10.0
 """Seconds that a connection being closed gets to take what was sent and to say goodbye."""
+NO_HANDSHAKE: Final = "this is no handshake of a WebSocket"
 
 
 class Wire(uvicorn.Config):
@@ -98,7 +102,14 @@ class HttpProtocol(H11Protocol):
             protocol = self.transport.get_protocol()
             assert isinstance(protocol, WebSocketsSansIOProtocol)
             if not protocol.handshake_initiated:  # a body, or whatever else it cannot read
-                self._refuse(400, "bad_request", "this is no handshake of a WebSocket")
+                self._refuse(400, "bad_request", NO_HANDSHAKE)
+
+    def send_400_response(self, msg: str) -> None:
+        """What cannot be read is refused like all else, unless its request has been answered by now."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._refuse(400, "bad_request", "this is no HTTP request")
+        else:
+            self.transport.close()
 
     def _await_head(self) -> None:
         self._deadline = self.loop.call_later(self._wire.request_seconds, self._overdue)
@@ -121,7 +132,7 @@ class HttpProtocol(H11Protocol):
             self._counted = None
 
     def _refuse(self, status: int, code: str, words: str) -> None:
-        body = f'{{"error":{{"code":"{code}","message":"{words}"}}}}'
+        body = _error(code, words)
         head = (
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
             "content-type: application/json",
@@ -130,6 +141,19 @@ class HttpProtocol(H11Protocol):
         )
         self.transport.write("\r\n".join((*head, "", body)).encode("ascii"))
         self.transport.close()
+
+
+class _Frames(ServerProtocol):
+    """What `websockets` refuses by itself is refused in the shape of all errors; its words quote the peer."""
+
+    def reject(self, status: StatusLike, text: str) -> Response:
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            response = super().reject(status, _error("bad_request", NO_HANDSHAKE))
+        else:
+            response = super().reject(status, _error("internal", "something went wrong"))
+        del response.headers["Content-Type"]
+        response.headers["Content-Type"] = "application/json"
+        return response
 
 
 class ChatProtocol(WebSocketsSansIOProtocol):
@@ -145,6 +169,10 @@ class ChatProtocol(WebSocketsSansIOProtocol):
 
     def __init__(self, config: Wire, *arguments: Any, **options: Any) -> None:
         super().__init__(config, *arguments, **options)
+        library = self.conn
+        self.conn = _Frames(
+            extensions=library.available_extensions, max_size=config.ws_max_size, logger=library.logger
+        )
         self._pace = config.pace(self.loop.time)
         self._unread = bytearray()
         self._fragments = bytearray()
@@ -238,3 +266,8 @@ class ChatProtocol(WebSocketsSansIOProtocol):
             and not self.disconnected
         ):
             self._ending = self.loop.call_later(CLOSING, self.transport.abort)
+
+
+def _error(code: str, words: str) -> str:
+    """The body of every error."""
+    return f'{{"error":{{"code":"{code}","message":"{words}"}}}}'

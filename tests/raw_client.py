@@ -86,6 +86,12 @@ class RawClient:
             pass
         return True
 
+    def rest(self) -> bytes:
+        """All that comes until the connection has ended."""
+        while data := self._receive():
+            self._received += data
+        return self._received
+
     def _exactly(self, count: int) -> bytes | None:
         while len(self._received) < count:
             data = self._receive()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
+import logging
 import ssl
 import statistics
 import time
@@ -118,6 +120,7 @@ def test_a_foreign_page_is_refused_on_loopback_too(server: LiveServer, origin: s
         ([*UPGRADE[:5], "Sec-WebSocket-Version: 12"], {426, 400}),
         ([*UPGRADE[:4], "Sec-WebSocket-Version: 13"], {400}),
         ([*UPGRADE[:4], "Sec-WebSocket-Key: short", "Sec-WebSocket-Version: 13"], {400}),
+        ([*UPGRADE, "Sec-WebSocket-Protocol: \u00ff"], {400}),
         (["POST /v1/chat HTTP/1.1", *UPGRADE[1:]], {405}),
         (["POST /v1/chat HTTP/1.1", *UPGRADE[1:], "Content-Length: 5"], {405}),
         ([*UPGRADE, "Content-Length: 5"], {400}),
@@ -142,7 +145,8 @@ def test_a_handshake_that_is_none_is_refused_at_once(
         began = time.monotonic()
         client.request(*lines)
         assert status_of(client.head()) in statuses
-        assert client.ended()
+        error = json.loads(client.rest())["error"]
+        assert error.keys() == {"code", "message"}
         assert time.monotonic() - began < Settings().request_seconds / 2, "it waited for a timeout"
     still_serves(server)
 
@@ -230,6 +234,23 @@ def test_what_is_not_http_is_refused_with_one_short_line_in_the_log(
         assert len(caplog.records) <= 1
         assert all(len(record.getMessage()) < 100 for record in caplog.records)
     still_serves(server)
+
+
+@pytest.mark.parametrize(
+    ("path", "waits", "status"), [("/nowhere", False, 404), ("/v1/chat/completions", True, 400)]
+)
+def test_a_body_that_is_none_is_no_error_of_the_server(
+    server: LiveServer, caplog: pytest.LogCaptureFixture, path: str, waits: bool, status: int
+) -> None:
+    """Whether its request is answered before or waits for the body."""
+    with raw(server.address) as client:
+        client.request(f"POST {path} HTTP/1.1", "Host: {host}", "Transfer-Encoding: chunked")
+        head = b"" if waits else client.head()
+        client.send(b"no length of a chunk\r\n")
+        assert status_of(head or client.head()) == status
+        assert b"HTTP/1.1" not in client.rest(), "one request, one answer"
+    still_serves(server)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 # --- 6 to 9: frames ---------------------------------------------------------------------------------------
