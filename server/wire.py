@@ -200,6 +200,8 @@ class ChatProtocol(WebSocketsSansIOProtocol):
 
     async def send(self, message: Any) -> None:
         await super().send(message)
+        if self.close_sent:  # uvicorn takes a handshake that was refused for one that was forgotten
+            self.handshake_complete = True
         self._end_in_time()
         if self._unread:  # a close lets the rest be read, so that the peer's is found
             self._read_on()

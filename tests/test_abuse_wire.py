@@ -105,10 +105,14 @@ def test_what_is_of_this_machine(
 
 
 @pytest.mark.parametrize("origin", ["null", "https://evil.example", "http://127.0.0.1.evil.example"])
-def test_a_foreign_page_is_refused_on_loopback_too(server: LiveServer, origin: str) -> None:
+def test_a_foreign_page_is_refused_on_loopback_too(
+    server: LiveServer, origin: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with raw(server.address) as client:
         client.request(*UPGRADE, f"Origin: {origin}")
         assert status_of(client.head()) == 403
+        assert client.ended()
+    assert not caplog.records, "a page's fault is none of the server's"
 
 
 # --- 2 and 3: handshakes that are none --------------------------------------------------------------------
