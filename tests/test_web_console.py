@@ -252,6 +252,33 @@ def test_filters_are_in_the_address_and_in_the_history(
 
 
 @browser
+def test_every_filter_is_chosen_seen_and_cleared(open_console: OpenConsole, console: FakeConsole) -> None:
+    console.add([("visitor", "Done with"), ("bot", "Yes")], closed_at=console.began.isoformat())
+    console.add([("visitor", "Going on"), ("bot", "No")])
+    page = open_console()
+    page.get_by_role("button", name="Filters").click()
+    page.locator("#filter-state").select_option("closed")
+    expect(titles(page)).to_have_text(["Done with"])
+    for label, value in (("Reviewed", "false"), ("The visitor's thumb", "up"), ("Topic", "3")):
+        field = page.get_by_label(label)
+        if label == "Topic":
+            field.fill(value)
+            field.dispatch_event("change")
+        else:
+            field.select_option(value)
+    expect(page).to_have_url(re.compile(r"state=closed&reviewed=false&rating=up&cluster=3$"))
+    expect(page.get_by_role("button", name="Filters (4)")).to_be_visible()
+    page.reload()
+    page.get_by_role("button", name="Filters (4)").click()
+    expect(page.get_by_label("The visitor's thumb")).to_have_value("up")
+    page.get_by_role("button", name="Clear").click()
+    expect(titles(page)).to_have_text(["Going on"])
+    expect(chip(page, "All open")).to_have_attribute("aria-pressed", "true")
+    chip(page, "Thumbs down").click()
+    expect(page.get_by_role("button", name="Filters", exact=True)).to_be_visible()
+
+
+@browser
 def test_a_search_waits_for_the_end_of_typing(open_console: OpenConsole, console: FakeConsole) -> None:
     console.add([("visitor", "A red car")])
     console.add([("visitor", "A blue car")])

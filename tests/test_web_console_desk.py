@@ -139,6 +139,19 @@ def test_an_export_is_what_was_asked_for(opened: Open) -> None:
     assert query_of(page)["mask"] == "false"
 
 
+def test_a_refused_export_says_why(opened: Open) -> None:
+    page = opened("data")
+    page.get_by_label("From").fill("2026-12-30")
+    page.get_by_label("Until").fill("2026-01-01")
+    page.get_by_role("button", name="Download").click()
+    told = part(page, "Export").get_by_role("alert")
+    expect(told).to_contain_text("from is later than to")
+    expect(page.get_by_role("button", name="Download")).to_be_focused()
+    page.get_by_label("From").fill("")
+    assert query_of(page)["format"] == "jsonl"
+    expect(told).to_have_text("No conversation fits these filters: the file is empty.")
+
+
 def test_what_the_inbox_shows_can_be_exported(opened: Open, desk: Desk) -> None:
     """Every filter goes along, as exactly as the address says it, and can be changed on the way."""
     asked = {

@@ -1,9 +1,9 @@
 /** Conversations as a file: chosen by the filters of the inbox, with personal data masked unless an admin says otherwise. */
 
 import { field, form, row, section } from "../desk/pieces.js";
-import { NAMES, fieldValue, filterValue, filtersOf, offerChoices, writeField } from "../inbox/filters.js";
-import { address } from "../shell/api.js";
-import { element, mark } from "../shell/elements.js";
+import { NAMES, REVIEWED, STATES, THUMBS, VERDICTS, fieldValue, filterValue, filtersOf, offerChoices, writeField } from "../inbox/filters.js";
+import { address, sentence } from "../shell/api.js";
+import { element, mark, setHidden } from "../shell/elements.js";
 
 const FORMATS = [
   ["jsonl", "Transcripts (JSON lines)"],
@@ -11,11 +11,13 @@ const FORMATS = [
   ["csv", "Table of messages (CSV)"],
 ];
 const ANY = ["", "Any"];
-const STATES = [["open", "Open"], ["waiting", "Waiting for a person"], ["taken", "Taken over"], ["closed", "Closed"], ["all", "All"]];
 /** What is exported where the address says nothing. */
 const ALL = { state: "all" };
 
-/** query: of the address; with filters in it, the export is of what the inbox shows under them. */
+/**
+ * query: of the address; with filters in it, the export is of what the inbox shows under them. A browser does not say why the
+ * server refuses a download, so the inbox is asked first whether it takes the filters and finds anything.
+ */
 export function exporting(context, query) {
   const asked = filtersOf(query);
   const fromInbox = Object.keys(asked).length > 0;
@@ -36,7 +38,23 @@ export function exporting(context, query) {
     input.replaceChildren(...options([ANY, ...choices.map(({ value, words }) => [value, words])]));
     writeField(input, chosen);
   });
-  const send = () => download({ format: format.value, ...chosenFilters(inputs, began), mask: unmasked.checked ? "false" : "" });
+  const problem = element("p", { class: "bad-words", role: "alert", hidden: true });
+  const refuse = (words) => {
+    problem.textContent = words;
+    setHidden(problem, words === "");
+  };
+  const send = async () => {
+    refuse("");
+    const filters = chosenFilters(inputs, began);
+    try {
+      const { conversations } = await context.api.get("/conversations", { ...filters, limit: 1 });
+      if (conversations.length === 0) refuse("No conversation fits these filters: the file is empty.");
+    } catch (error) {
+      return refuse(sentence(error));
+    }
+    download({ format: format.value, ...filters, mask: unmasked.checked ? "false" : "" });
+    context.announce("The download begins");
+  };
   const node = form("Download", parts, send, { place: (go) => row(go, masking) });
   node.classList.add("dense");
   const words = "E-mail addresses, phone and card numbers and the names below are masked. Days are of the newest message, from midnight to midnight here.";
@@ -44,6 +62,7 @@ export function exporting(context, query) {
     fromInbox ? element("p", { class: "callout plain" }, "These are the filters of the inbox as you left it.") : null,
     element("p", { class: "soft" }, words),
     node,
+    problem,
   ].filter(Boolean));
 }
 
@@ -54,9 +73,9 @@ function filterInputs() {
   const found = Object.fromEntries([
     list("state", "Which conversations", STATES),
     list("mine", "Whose", [["", "Anybody's"], ["true", "Mine: taken over by me"]]),
-    list("reviewed", "Reviewed", [ANY, ["true", "Yes"], ["false", "Not yet"]]),
-    list("rating", "The visitor's thumb", [ANY, ["up", "Up"], ["down", "Down"]]),
-    list("verdict", "Verdict", [ANY, ["good", "Good"], ["bad", "Bad"]]),
+    list("reviewed", "Reviewed", [ANY, ...REVIEWED]),
+    list("rating", "The visitor's thumb", [ANY, ...THUMBS]),
+    list("verdict", "Verdict", [ANY, ...VERDICTS]),
     list("label", "Label", [ANY]),
     list("model", "Model", [ANY]),
     input("confidence_below", "Less sure than (%)", { type: "number", min: "0", max: "100", inputmode: "numeric" }),

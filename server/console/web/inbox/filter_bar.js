@@ -2,12 +2,12 @@
 
 import { button, element, setAttribute, setHidden, setText } from "../shell/elements.js";
 import { count } from "../shell/format.js";
-import { CHIPS, chipOf, fieldValue, filterValue, writeField } from "./filters.js";
+import { CHIPS, REVIEWED, STATES, THUMBS, VERDICTS, chipOf, fieldValue, filterValue, writeField } from "./filters.js";
 
 /** Milliseconds after the last key before a search begins. */
 const PAUSE = 250;
 const OWN_CHIPS = ["state", "mine", "rating", "confidence_below", "reviewed"];
-const REFINED = ["label", "verdict", "model", "confidence_below", "from", "to", "cluster"];
+const REFINED = ["state", "reviewed", "rating", "verdict", "label", "model", "confidence_below", "cluster", "from", "to"];
 
 export class FilterBar {
   #filters = {};
@@ -55,9 +55,15 @@ export class FilterBar {
     const chosen = chipOf(filters);
     for (const [id, { node }] of this.#chips) setAttribute(node, "aria-pressed", String(id === chosen));
     for (const [name, field] of Object.entries(this.#fields)) writeField(field, fieldValue(name, filters[name] ?? ""));
-    const refined = REFINED.filter((name) => filters[name] && !(name === "confidence_below" && chosen === "unsure"));
+    const refined = this.#refined();
     setText(this.#toggle.lastChild, refined.length > 0 ? `Filters (${refined.length})` : "Filters");
     this.#clear.disabled = refined.length === 0;
+  }
+
+  /** Names of filters that hold beyond those of the chip that is chosen. */
+  #refined() {
+    const own = CHIPS.find(({ id }) => id === chipOf(this.#filters))?.filters ?? {};
+    return REFINED.filter((name) => this.#filters[name] && own[name] === undefined);
   }
 
   counts(counts) {
@@ -132,13 +138,13 @@ export class FilterBar {
     const open = this.#panel.hidden;
     setHidden(this.#panel, !open);
     setAttribute(this.#toggle, "aria-expanded", String(open));
-    if (open) this.#fields.label.focus();
+    if (open) this.#fields.state.focus();
   }
 
   #refinements() {
     const change = (event) => this.#refine(event.target);
-    const select = (name, choices) => {
-      const options = [["", "Any"], ...choices].map(([value, words]) => element("option", { value }, words));
+    const select = (name, choices, usual = [["", "Any"]]) => {
+      const options = [...usual, ...choices].map(([value, words]) => element("option", { value }, words));
       this.#fields[name] = element("select", { name, id: `filter-${name}`, change }, ...options);
       return this.#fields[name];
     };
@@ -151,10 +157,14 @@ export class FilterBar {
     return element(
       "div",
       { class: "refinements", id: "refinements", hidden: true },
+      field("State", select("state", STATES.filter(([value]) => value !== "open"), [["", "Open"]])),
+      field("Reviewed", select("reviewed", REVIEWED)),
+      field("The visitor's thumb", select("rating", THUMBS)),
+      field("Verdict", select("verdict", VERDICTS)),
       field("Label", select("label", [])),
-      field("Verdict", select("verdict", [["good", "Good"], ["bad", "Bad"]])),
       field("Model", select("model", [])),
       field("Less sure than (%)", input("confidence_below", { type: "number", min: "1", max: "100", inputmode: "numeric" })),
+      field("Topic, by its number", input("cluster", { type: "number", min: "0", inputmode: "numeric" })),
       field("From", input("from", { type: "date" })),
       field("Until", input("to", { type: "date" })),
       this.#clear,
@@ -168,8 +178,9 @@ export class FilterBar {
   }
 
   #forget() {
-    const kept = Object.entries(this.#filters).filter(([name]) => !REFINED.includes(name));
+    const refined = this.#refined();
+    const kept = Object.entries(this.#filters).filter(([name]) => !refined.includes(name));
     this.#change(Object.fromEntries(kept));
-    this.#fields.label.focus();
+    this.#fields.state.focus();
   }
 }

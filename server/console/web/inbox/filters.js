@@ -8,6 +8,12 @@ export const NAMES = [
   "state", "mine", "reviewed", "rating", "confidence_below", "model", "label", "verdict", "cluster", "from", "to", "q",
 ];
 
+/** What can be chosen of filters: [[value, words]]. */
+export const STATES = [["open", "Open"], ["waiting", "Waiting for a person"], ["taken", "Taken over"], ["closed", "Closed"], ["all", "All"]];
+export const REVIEWED = [["true", "Yes"], ["false", "Not yet"]];
+export const THUMBS = [["up", "Up"], ["down", "Down"]];
+export const VERDICTS = [["good", "Good"], ["bad", "Bad"]];
+
 /** Under it a reply counts as unsure, where the address does not say otherwise. */
 export const UNSURE = "0.5";
 
