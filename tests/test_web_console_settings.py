@@ -37,6 +37,42 @@ def test_labels_are_added_and_archived(opened: Open) -> None:
     expect(page.get_by_label("Label", exact=True)).to_have_value("Off topic")
 
 
+def test_the_focus_stays_where_a_list_is_changed(opened: Open) -> None:
+    page = opened("settings")
+    page.get_by_label("Label", exact=True).fill("Off hours")
+    add = page.get_by_role("button", name="Add a label")
+    add.press("Enter")
+    expect(row(page, "Labels", "Off hours")).to_be_visible()
+    expect(add).to_be_focused()
+    page.get_by_role("button", name="Archive: Off hours").press("Enter")
+    again = page.get_by_role("button", name="Offer again: Off hours")
+    expect(again).to_be_focused()
+    expect(page.locator("#announcer")).to_have_text("Saved")
+    again.press("Enter")
+    expect(page.get_by_role("button", name="Archive: Off hours")).to_be_focused()
+
+
+def test_the_audit_log_follows_what_is_changed_beside_it(opened: Open) -> None:
+    page = opened("settings")
+    log = part(page, "Audit log").locator("tbody tr").first
+    expect(log).to_contain_text("session.start")
+    page.get_by_label("Label", exact=True).fill("Audited")
+    page.keyboard.press("Enter")
+    expect(log).to_contain_text("label.add")
+
+
+def test_a_label_is_offered_as_soon_as_it_is_there(opened: Open, desk: Desk) -> None:
+    page = opened(f"inbox/{desk.month.talks[0]}?state=all")
+    page.locator(".turn.bot.selected").wait_for()
+    page.locator("#rail").get_by_role("link", name="Settings").click()
+    page.get_by_label("Label", exact=True).fill("Brand new")
+    page.keyboard.press("Enter")
+    expect(row(page, "Labels", "Brand new")).to_be_visible()
+    page.go_back()
+    page.locator(".turn.bot.selected").get_by_role("button", name="Bad", exact=True).click()
+    expect(page.get_by_role("button", name="Brand new")).to_be_visible()
+
+
 def test_canned_replies_are_kept_and_removed(opened: Open, desk: Desk) -> None:
     page = opened("settings", "Ben")
     page.get_by_label("Title").fill("Opening hours")

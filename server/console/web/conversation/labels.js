@@ -4,6 +4,11 @@ const FRESH = 60_000;
 
 let known = null;
 
+/** They have just been changed here. */
+export function forgetLabels() {
+  known = null;
+}
+
 /** Names of labels that are not archived; none when they cannot be had now. */
 export async function labelsOf(api) {
   if (known !== null && Date.now() - known.at < FRESH) return known.names;

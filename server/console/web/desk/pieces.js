@@ -38,20 +38,23 @@ export function field(words, input, hint = null) {
 }
 
 /**
- * A form: `submit` is called with its values by name and may return a promise; while that lasts, it is off.
- * place(button): the button with what stands beside it.
+ * A form: `submit` is called with its values by name and may return a promise; while that lasts, it is off (a button
+ * that is disabled would lose the focus). place(button): the button with what stands beside it.
  */
 export function form(words, fields, submit, { kind = "solid", place = (go) => go } = {}) {
   const go = button(words, () => {}, { kind, type: "submit" });
   const node = element("form", { class: "plain-form", submit: send }, ...fields, place(go));
+  let busy = false;
   async function send(event) {
     event.preventDefault();
-    if (go.disabled) return;
-    go.disabled = true;
+    if (busy) return;
+    busy = true;
+    go.setAttribute("aria-disabled", "true");
     try {
       await submit(Object.fromEntries(new FormData(node)), node);
     } finally {
-      go.disabled = false;
+      busy = false;
+      go.removeAttribute("aria-disabled");
     }
   }
   return node;
@@ -113,6 +116,24 @@ export function sure(question, yes, { danger = true } = {}) {
   });
 }
 
+/**
+ * Draws what is in `node` anew. The focus goes to the control of the same name, else to the one that has come to its
+ * place: whoever works by keyboard stays where they are.
+ */
+export function redraw(node, nodes) {
+  const controls = () => [...node.querySelectorAll("a[href], button:not(:disabled), summary")];
+  const before = controls();
+  const at = before.indexOf(document.activeElement);
+  const named = (one) => one.getAttribute("aria-label") ?? one.textContent;
+  node.replaceChildren(...nodes);
+  if (at === -1) return;
+  const after = controls();
+  const next = after.find((one) => named(one) === named(before[at])) ?? after[Math.min(at, after.length - 1)];
+  if (next) return next.focus();
+  node.tabIndex = -1;
+  node.focus();
+}
+
 /** A place that is drawn anew only when what it shows has changed: focus, scrolling and what is open stay. */
 export class Place {
   #seen = null;
@@ -128,7 +149,7 @@ export class Place {
     this.#seen = seen;
     const open = [...this.node.querySelectorAll("details")].map((one) => one.open);
     const down = [...this.node.querySelectorAll(".log")].map((one) => one.scrollHeight - one.scrollTop - one.clientHeight < 4);
-    this.node.replaceChildren(...make());
+    redraw(this.node, make());
     this.node.querySelectorAll("details").forEach((one, at) => { one.open = open[at] ?? false; });
     this.node.querySelectorAll(".log").forEach((one, at) => { if (down[at] ?? true) one.scrollTop = one.scrollHeight; });
   }

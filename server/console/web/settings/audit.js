@@ -1,6 +1,6 @@
 /** The audit log, all of it or what its filters leave. */
 
-import { field, form, row, table } from "../desk/pieces.js";
+import { field, form, redraw, row, table } from "../desk/pieces.js";
 import { dayBegins, dayEnds } from "../shell/days.js";
 import { button, element, name, setHidden } from "../shell/elements.js";
 import { counted, wholeTime } from "../shell/format.js";
@@ -54,7 +54,7 @@ export class Audit extends Part {
     this.#rows = before === null ? entries : [...this.#rows, ...entries];
     this.#next = next;
     setHidden(this.#more, next === null);
-    this.list.replaceChildren(table("Audit log", COLUMNS, this.#rows.map(cells), "Nothing fits these filters."));
+    redraw(this.list, [table("Audit log", COLUMNS, this.#rows.map(cells), "Nothing fits these filters.")]);
     this.#offer(entries);
   }
 

@@ -38,8 +38,8 @@ export class Canned extends Part {
   async #edit(each) {
     const save = (values) => this.context.api.put(path(each), values);
     if (!(await ask("Edit a canned reply", fields(each), "Save", save))) return;
-    await this.show();
-    this.#edits.get(each.id)?.focus(); // the button that had it went with the list
+    await this.change(() => {});
+    this.#edits.get(each.id)?.focus(); // its name may be another one now
   }
 
   async #remove(each) {

@@ -1,5 +1,6 @@
 /** The team's labels. */
 
+import { forgetLabels } from "../conversation/labels.js";
 import { field, form, table } from "../desk/pieces.js";
 import { button, element, mark, name } from "../shell/elements.js";
 import { count } from "../shell/format.js";
@@ -16,6 +17,7 @@ export class Labels extends Part {
   }
 
   async listed() {
+    forgetLabels();
     const { labels } = await this.context.api.get("/labels");
     const archive = ({ name: label, archived }) =>
       button(archived ? "Offer again" : "Archive", () => this.change(() => this.context.api.patch(`/labels/${encodeURIComponent(label)}`, { archived: !archived })), { kind: "text", "aria-label": `${archived ? "Offer again" : "Archive"}: ${label}` });

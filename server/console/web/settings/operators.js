@@ -62,6 +62,7 @@ export class Operators extends Part {
     if (!(await ask("Set a password", fields, "Set the password", save))) return;
     this.context.notice(`${each.name} has a new password, and was signed out.`);
     await this.show();
+    this.changed();
   }
 
   #own({ id }) {

@@ -1,9 +1,11 @@
-/** A list of the settings that is fetched, and asked for again after each change. */
+/** A list of the settings that is fetched, and asked for again after each change; `changed` is then called. */
 
-import { section } from "../desk/pieces.js";
+import { redraw, section } from "../desk/pieces.js";
 import { element } from "../shell/elements.js";
 
 export class Part {
+  changed = () => {};
+
   constructor(context, title, words) {
     this.context = context;
     this.list = element("div", {});
@@ -11,12 +13,16 @@ export class Part {
   }
 
   async show() {
-    await this.tried(async () => this.list.replaceChildren(await this.listed()));
+    await this.tried(async () => redraw(this.list, [await this.listed()]));
   }
 
   async change(action) {
     const done = await this.tried(action);
-    if (done) await this.show();
+    if (done) {
+      await this.show();
+      this.context.announce("Saved");
+      this.changed();
+    }
     return done;
   }
 

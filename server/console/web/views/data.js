@@ -1,7 +1,7 @@
 /** Conversations in and out: exports, uploads, names that are masked, erasing a visitor. */
 
 import { exporting } from "../data/export.js";
-import { field, form, section, sure, table } from "../desk/pieces.js";
+import { field, form, redraw, section, sure, table } from "../desk/pieces.js";
 import { sentence } from "../shell/api.js";
 import { button, element, heading, iconButton, name } from "../shell/elements.js";
 import { count, counted, wholeTime } from "../shell/format.js";
@@ -60,13 +60,13 @@ async function listImports(context, place) {
   try {
     const { imports } = await context.api.get("/imports");
     const columns = [{ title: "File" }, { title: "Conversations", number: true }, { title: "By" }, { title: "At" }, { title: "", action: true }];
-    place.replaceChildren(table("Uploaded files", columns, imports.map((each) => [
+    redraw(place, [table("Uploaded files", columns, imports.map((each) => [
       name(each.name),
       count(each.conversations),
       name(each.operator ?? "–"),
       wholeTime(new Date(each.created_at)),
       context.admin ? button("Forget", () => forget(context, place, each), { kind: "text", "aria-label": `Forget ${each.name}` }) : "",
-    ]), "No file was uploaded yet."));
+    ]), "No file was uploaded yet.")]);
   } catch (error) {
     context.failed(error);
   }
@@ -111,7 +111,7 @@ async function listNames(context, place) {
       }
     };
     const one = (given) => element("li", {}, name(given), context.admin ? iconButton("close", `Remove ${given}`, remove(given)) : null);
-    place.replaceChildren(names.length ? element("ul", { class: "chips" }, ...names.map(one)) : element("p", { class: "soft" }, "The list is empty."));
+    redraw(place, [names.length ? element("ul", { class: "chips" }, ...names.map(one)) : element("p", { class: "soft" }, "The list is empty.")]);
   } catch (error) {
     context.failed(error);
   }

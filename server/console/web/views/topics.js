@@ -2,7 +2,7 @@
 
 import { svg } from "../desk/chart.js";
 import { section, table } from "../desk/pieces.js";
-import { button, element, heading, mark, name } from "../shell/elements.js";
+import { button, element, heading, mark, name, setAttribute } from "../shell/elements.js";
 import { count, counted, percent, wholeTime } from "../shell/format.js";
 import { hrefOf } from "../shell/router.js";
 
@@ -23,7 +23,8 @@ export function mount(root, context) {
   let asked = false;
 
   async function build() {
-    make.disabled = true;
+    if (make.getAttribute("aria-disabled") === "true") return; // disabled, it would lose the focus
+    setAttribute(make, "aria-disabled", "true");
     try {
       await context.api.post("/topics");
       context.announce("A new map is being made");
@@ -38,7 +39,7 @@ export function mount(root, context) {
     try {
       const { map, building } = await context.api.get("/topics");
       if (ended) return;
-      make.disabled = building;
+      setAttribute(make, "aria-disabled", String(building));
       make.lastChild.textContent = building ? "Making a new map…" : "Make a new map";
       if (!building && asked) context.announce("The new map is there");
       asked = building;
