@@ -224,6 +224,36 @@ def test_pairs_are_judged_blind_by_keys(opened: Open, desk: Desk) -> None:
     assert sorted(firsts) == [False, True, True, True, True]  # the second was chosen once, by its key
 
 
+def test_a_pair_that_could_not_be_had_is_asked_for_again(opened: Open, desk: Desk) -> None:
+    page = opened("retraining")
+    asked = "**/pairs/next"
+    page.route(asked, lambda route: route.abort())
+    page.goto(f"{desk.live.address}/operator/retraining/{desk.job}/changes")
+    pair = part(page, "Which is better?").locator(".pair")
+    expect(pair).to_contain_text("The server does not answer.")
+    page.unroute(asked)
+    pair.get_by_role("button", name="Try again").click()
+    expect(pair).not_to_contain_text("does not answer")
+
+
+def test_the_changes_of_the_order_chosen_last_are_shown(opened: Open, desk: Desk) -> None:
+    page = opened(f"retraining/{desk.job}/changes")
+    rows = page.locator(".changes > li")
+    rows.first.wait_for()
+    count = rows.count()
+    answers: list[str] = []
+    page.on("requestfinished", lambda each: answers.append(each.url) if "/changes?" in each.url else None)
+    page.get_by_label("Order").evaluate(
+        """(list) => { for (const value of ["best", "worst", "best"]) {
+            list.value = value;
+            list.dispatchEvent(new Event("change"));
+        } }"""
+    )
+    while len(answers) < 3:
+        page.wait_for_timeout(20)
+    expect(rows).to_have_count(count)
+
+
 def judged(page: Page) -> Locator:
     return page.locator("#judged")
 

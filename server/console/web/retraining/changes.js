@@ -1,6 +1,7 @@
 /** What a candidate would answer otherwise: in groups, best and worst first, and as blind pairs. */
 
 import { section, tile, tiles } from "../desk/pieces.js";
+import { sentence } from "../shell/api.js";
 import { button, element, heading, mark, setHidden, speech } from "../shell/elements.js";
 import { count } from "../shell/format.js";
 import { hrefOf } from "../shell/router.js";
@@ -14,6 +15,7 @@ export class ChangesView {
   #order = "worst";
   #group = null;
   #next = null;
+  #asked = 0;
   #counts = element("div", {});
   #list = element("ul", { class: "changes" });
   #groups = element("select", { change: () => this.#choose({ group: this.#groups.value || null }) });
@@ -59,9 +61,10 @@ export class ChangesView {
   }
 
   async #page() {
+    const mine = (this.#asked += 1);
     try {
       const told = await this.#context.api.get(`${this.#path}/changes`, { order: this.#order, group: this.#group, cursor: this.#next });
-      if (this.#ended) return;
+      if (this.#ended || mine !== this.#asked) return; // another order or group was chosen meanwhile
       this.#next = told.next;
       setHidden(this.#more, told.next === null);
       this.#count(told);
@@ -87,7 +90,8 @@ export class ChangesView {
       const told = await this.#context.api.post(`${this.#path}/pairs/next`);
       if (!this.#ended) this.#showPair(told);
     } catch (error) {
-      this.#context.failed(error);
+      const again = button("Try again", () => this.#ask());
+      this.#pair.replaceChildren(element("p", { class: "soft", role: "status" }, sentence(error)), again);
     }
   }
 
