@@ -20,7 +20,7 @@ from server.protocol import Close, Delta, OwnerName
 
 log = logging.getLogger(__name__)
 
-Change: TypeAlias = Literal["said", "replied", "owner", "waiting", "rated", "closed", "reviewed"]
+Change: TypeAlias = Literal["said", "replied", "owner", "waiting", "rated", "closed", "reviewed", "erased"]
 Observer: TypeAlias = Callable[[str, Change, int | None], None]
 """Told which conversation has changed, in what way, and up to which message all is known here."""
 

@@ -655,6 +655,9 @@ def test_the_console_hears_of_every_change(over: Callable[[Test], None]) -> None
             assert await whats(2) == ["owner", "said"]
             await ann.post(f"/api/operator/conversations/{ready.conversation}/close")
             assert sorted(await whats(2)) == ["closed", "owner"]
+            admin = await console.sign_in("admin")
+            await admin.post("/api/operator/erase", json={"conversation": ready.conversation})
+            assert await whats(1) == ["erased"]
         assert len(console.desk.live) == 0
 
     over(test)

@@ -607,6 +607,20 @@ def test_the_queue_is_worked_by_keyboard(review: Page, console: FakeConsole) -> 
 
 
 @browser
+def test_an_erased_conversation_leaves_the_screen(review: Page, console: FakeConsole) -> None:
+    expect(review.locator("#live")).to_have_attribute("data-phase", "live")
+    expect(review.locator(".explanation")).to_contain_text("How it was made")
+    del console.conversations["r0"], console.messages["r0"]
+    console.queue.pop(0)
+    console.changed("r0", "erased")
+    expect(review.locator(".conversation-state")).to_have_text("This conversation is not there (any more).")
+    expect(review.locator(".conversation")).not_to_contain_text(re.compile("Question|Answer"))
+    expect(review.get_by_role("button", name="Take over")).to_have_count(0)
+    review.keyboard.press("d")
+    expect(review.locator(".conversation-title h2")).to_have_text("Question 1")
+
+
+@browser
 def test_a_claim_is_given_back_when_the_queue_is_left(review: Page, console: FakeConsole) -> None:
     review.get_by_role("link", name="Inbox").click()
     expect(titles(review)).to_have_count(3)

@@ -73,6 +73,8 @@ async def erase(console: Asked, who: Admin, whom: Whom) -> ErasedView:
         conversations = await console.offload(erasing.conversations_of, console.db, visitor)
         erased = await console.offload(erasing.erase, console.db, visitor, who.name)
         console.conversations.forget(conversations)
+        for conversation in conversations:
+            console.live.changed(conversation, "erased")
     if erased is None:
         raise HTTPException(404, "there is no such visitor")
     return ErasedView.model_validate(erased)

@@ -33,6 +33,14 @@ export class ConversationHeader {
     this.#showButtons(model);
   }
 
+  /** There is nothing to be done with it any more. */
+  vanished() {
+    setText(this.title, "Conversation");
+    this.#signature = "";
+    this.#marks.replaceChildren();
+    this.#buttons.replaceChildren();
+  }
+
   #stand(summary, masked) {
     const waiting = summary.waiting_since && `Waiting for a person, ${lasted(new Date(summary.waiting_since))}`;
     const byMe = summary.operator === this.#me.name;

@@ -81,9 +81,16 @@ export class ConversationModel {
     } catch (error) {
       if (aborted(error) || number !== this.#asked) return;
       this.error = error;
-      if (error.status === 404) this.#stream.close();
+      if (error.status === 404) this.#forget();
       this.#hooks.onChange();
     }
+  }
+
+  #forget() {
+    this.#stream.close();
+    this.summary = null;
+    this.messages = [];
+    this.live.end();
   }
 
   #learn({ conversation, messages, masked }) {

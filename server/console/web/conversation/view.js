@@ -125,7 +125,8 @@ export class ConversationView {
     setHidden(this.#state, !failed && model.summary !== null);
     setHidden(this.#again, !failed || gone);
     if (failed) setText(this.#state, gone ? "This conversation is not there (any more)." : sentence(model.error));
-    if (gone) this.#options.gone();
+    setHidden(this.#log, gone);
+    if (gone) this.#vanished();
     if (model.summary === null || gone) return;
     this.#header.render(model);
     this.#context.title(model.summary.title || "Conversation");
@@ -137,6 +138,19 @@ export class ConversationView {
     this.#composer.render();
     this.#tellNews();
     this.#stream();
+  }
+
+  /** It was erased: nothing of it stays on the screen. */
+  #vanished() {
+    if (this.#views.size > 0) this.#context.announce("This conversation is not there any more");
+    this.#views.clear();
+    this.#log.replaceChildren();
+    this.#live.show("");
+    this.#header.vanished();
+    this.#panel.show(null);
+    this.#composer.render();
+    this.#context.title("Conversation");
+    this.#options.gone();
   }
 
   #view(message) {

@@ -103,7 +103,7 @@ class Review {
     try {
       if (how === "done" && !(await this.#view.settled())) throw new Error("A verdict was not saved, so this one stays open");
       if (how === "skip") this.#skipped.push(id);
-      const [next] = await Promise.all([this.#ask([id]), this.#context.api.post(`${path}/${how === "done" ? "done" : "release"}`)]);
+      const [next] = await Promise.all([this.#ask([id]), this.#put(`${path}/${how === "done" ? "done" : "release"}`)]);
       this.#current = null;
       if (this.#ended) return;
       this.#show(next);
@@ -113,6 +113,15 @@ class Review {
     }
     this.#busy = false;
     this.#buttons();
+  }
+
+  /** What was erased meanwhile is put away as it is. */
+  async #put(path) {
+    try {
+      await this.#context.api.post(path);
+    } catch (error) {
+      if (error.status !== 404) throw error;
+    }
   }
 
   #buttons() {
