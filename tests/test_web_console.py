@@ -607,6 +607,19 @@ def test_the_queue_is_worked_by_keyboard(review: Page, console: FakeConsole) -> 
 
 
 @browser
+def test_a_key_that_is_held_down_acts_once(review: Page, console: FakeConsole) -> None:
+    review.locator(".turn.selected").wait_for()
+    review.keyboard.down("d")
+    expect(review.locator(".conversation-title h2")).to_have_text("Question 1")
+    review.locator(".turn.selected").wait_for()
+    review.keyboard.down("d")  # a repeat: it was not let go
+    review.keyboard.up("d")
+    review.keyboard.press("s")
+    console.wait_for("POST", "/conversations/r1/review/release")
+    assert console.told("POST", "/conversations/r1/review/done") == []
+
+
+@browser
 def test_an_erased_conversation_leaves_the_screen(review: Page, console: FakeConsole) -> None:
     expect(review.locator("#live")).to_have_attribute("data-phase", "live")
     expect(review.locator(".explanation")).to_contain_text("How it was made")

@@ -263,8 +263,8 @@ export class ConversationView {
     const judge = (word) => () => this.#onCurrent((bar) => bar.judge(word), word === "good");
     const digits = Array.from({ length: 9 }, (_, index) => String(index + 1));
     return [
-      { keys: ["n"], label: "Next reply of the bot", run: () => this.#step(1) },
-      { keys: ["p"], label: "Previous reply", run: () => this.#step(-1) },
+      { keys: ["n"], label: "Next reply of the bot", repeats: true, run: (event) => this.#step(1, event) },
+      { keys: ["p"], label: "Previous reply", repeats: true, run: (event) => this.#step(-1, event) },
       { keys: ["g"], label: "Good", run: judge("good") },
       { keys: ["b"], label: "Bad", run: judge("bad") },
       { keys: ["c"], label: "Correct it", run: () => this.#onCurrent((bar) => bar.correct()) },
@@ -296,7 +296,7 @@ export class ConversationView {
     const index = replies.findIndex(({ id }) => id === this.#selected);
     const next = replies[index + step];
     if (next === undefined) {
-      if (step > 0 && this.#options.review !== null) this.#options.review.next();
+      if (step > 0 && this.#options.review !== null && !event.repeat) this.#options.review.next();
       return replies.length > 0;
     }
     this.#select(next.id);

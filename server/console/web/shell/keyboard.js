@@ -39,8 +39,9 @@ export class Keyboard {
   }
 
   /**
-   * title: the group's heading in the help. shortcuts: [{keys: ["j"], label, run(event), typing}]; `typing` ones
-   * also work while a text field has the focus. `run` may return false: not for me, ask the next one.
+   * title: the group's heading in the help. shortcuts: [{keys: ["j"], label, run(event), typing, repeats}]; `typing`
+   * ones also work while a text field has the focus. `run` may return false: not for me, ask the next one. A key that
+   * is held down acts once, unless it `repeats`: nobody means to judge a reply that they have not seen.
    */
   use(title, shortcuts) {
     const group = { title, shortcuts };
@@ -58,9 +59,9 @@ export class Keyboard {
     // Enter and Space belong to the control that has the focus.
     if ([" ", "Enter"].includes(pressed) && event.target.closest?.("button, a, summary, input, select, textarea")) return;
     for (const { shortcuts } of this.#groups) {
-      for (const { keys, run, typing: whileTyping = false } of shortcuts) {
+      for (const { keys, run, typing: whileTyping = false, repeats = false } of shortcuts) {
         if (!keys.includes(pressed) || (typing && !whileTyping)) continue;
-        if (run(event) === false) continue;
+        if ((!event.repeat || repeats) && run(event) === false) continue;
         event.preventDefault();
         return;
       }

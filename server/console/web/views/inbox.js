@@ -66,8 +66,8 @@ class Inbox {
 
   #shortcuts() {
     return [
-      { keys: ["j", "ArrowDown"], label: "Next conversation", run: (event) => this.#move(event, 1) },
-      { keys: ["k", "ArrowUp"], label: "Previous conversation", run: (event) => this.#move(event, -1) },
+      { keys: ["j", "ArrowDown"], label: "Next conversation", repeats: true, run: (event) => this.#move(event, 1) },
+      { keys: ["k", "ArrowUp"], label: "Previous conversation", repeats: true, run: (event) => this.#move(event, -1) },
       { keys: ["Enter"], label: "Open it", run: () => this.#list.move(0) !== null },
       { keys: ["/"], label: "Search", run: () => this.#bar.focusSearch() },
       { keys: ["Escape"], label: "Back to the list", run: () => this.#back() },
