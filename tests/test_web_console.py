@@ -602,6 +602,7 @@ def test_the_queue_is_worked_by_keyboard(review: Page, console: FakeConsole) -> 
     review.locator(".turn.selected").wait_for()
     review.keyboard.press("n")  # after the last reply, next is the next conversation
     expect(review.locator(".no-conversation")).to_contain_text("Nothing is left to review")
+    expect(review.locator(".no-conversation")).to_contain_text("what you have skipped: 1 conversation.")
     review.get_by_role("button", name="Look again").click()
     expect(title).to_have_text("Question 1")
 
@@ -617,6 +618,15 @@ def test_a_key_that_is_held_down_acts_once(review: Page, console: FakeConsole) -
     review.keyboard.press("s")
     console.wait_for("POST", "/conversations/r1/review/release")
     assert console.told("POST", "/conversations/r1/review/done") == []
+
+
+@browser
+def test_progress_follows_colleagues(review: Page, console: FakeConsole) -> None:
+    expect(review.locator(".progress")).to_contain_text("Team today0")
+    expect(review.locator("#live")).to_have_attribute("data-phase", "live")
+    console.conversations["r2"]["reviewed_at"] = console.began.isoformat()
+    console.changed("r2", "reviewed")
+    expect(review.locator(".progress")).to_contain_text("Team today1")
 
 
 @browser

@@ -3,7 +3,8 @@
 import { ConversationView } from "../conversation/view.js";
 import { sentence } from "../shell/api.js";
 import { button, element, heading, mark, setHidden } from "../shell/elements.js";
-import { count } from "../shell/format.js";
+import { gather } from "../shell/events.js";
+import { count, counted } from "../shell/format.js";
 
 const REASONS = {
   low_confidence: ["The bot was not sure", "warn"],
@@ -12,6 +13,8 @@ const REASONS = {
   random: ["A random sample", "plain"],
 };
 
+/** As many as the server passes over; of more, the first may come again. */
+const MOST_SKIPPED = 500;
 /** Milliseconds after which an empty queue is looked at again: talks come into it once they are quiet. */
 const IDLE = 20_000;
 
@@ -36,6 +39,7 @@ class Review {
   #bar = element("progress", { class: "review-bar", max: "1", value: "0", "aria-label": "Reviewed today" });
   #place = element("div", { class: "conversation-place" });
   #left = () => this.#release();
+  #countAgain = gather(() => this.#count(), 400, 2_000);
 
   constructor(root, context) {
     this.#context = context;
@@ -47,6 +51,8 @@ class Review {
     root.classList.add("review");
     root.append(head, this.#place);
     this.#offs = [
+      context.events.on("changed", ({ what }) => what === "reviewed" && this.#countAgain(0)), // colleagues are at it too
+      context.events.on("opened", () => this.#countAgain(0)),
       context.shortcuts("Review", [
         { keys: ["d"], label: "Done, next conversation", run: () => this.#next("done") },
         { keys: ["s"], label: "Skip this one", run: () => this.#next("skip") },
@@ -62,6 +68,7 @@ class Review {
   unmount() {
     this.#ended = true;
     clearTimeout(this.#idle);
+    this.#countAgain.cancel();
     window.removeEventListener("pagehide", this.#left);
     for (const off of this.#offs) off();
     this.#view?.stop();
@@ -90,7 +97,7 @@ class Review {
   }
 
   #ask(more) {
-    return this.#context.api.post("/review/next", { skip: [...this.#skipped, ...more] });
+    return this.#context.api.post("/review/next", { skip: [...this.#skipped, ...more].slice(-MOST_SKIPPED) });
   }
 
   /** how: done or skip. The next one is asked for while this one is put away. */
@@ -157,8 +164,10 @@ class Review {
       this.#skipped = [];
       this.#begin();
     });
+    const skipped = this.#skipped.length;
     const words = "Nothing is left to review right now. Conversations come here when they have been quiet for a while.";
-    return message(words, again);
+    const passed = `Nothing is left to review right now but what you have skipped: ${counted(skipped, "conversation", "conversations")}.`;
+    return message(skipped > 0 ? passed : words, again);
   }
 
   /** By itself, and without a word as long as there is nothing. */
