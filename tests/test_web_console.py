@@ -547,6 +547,29 @@ def test_a_verdict_that_is_not_saved_is_taken_back_and_told(talk: Page, console:
 
 
 @browser
+def test_words_that_were_not_saved_are_still_there(talk: Page, console: FakeConsole) -> None:
+    console.answers[verdict_path(4)] = lambda _: refusal(503, "unavailable", "the database does not answer")
+    for key, label, words in (
+        ("c", "What should have been said", "No, none at all."),
+        ("m", "Note for the team", "Ask Ben"),
+    ):
+        talk.keyboard.press(key)
+        field = talk.get_by_label(label)
+        field.fill(words)
+        talk.keyboard.press("Control+Enter")
+        expect(talk.locator(".notice").last).to_contain_text("The database does not answer.")
+        expect(field).to_have_value(words)
+    expect(talk.locator(".notice")).to_have_count(1)  # the same words are not piled up
+    console.answers.clear()
+    for label in ("What should have been said", "Note for the team"):
+        talk.get_by_label(label).press("Control+Enter")
+    expect(talk.locator(".saving:visible")).to_have_count(0)
+    console.wait_for("PUT", verdict_path(4), 4)
+    kept = console.told("PUT", verdict_path(4))[-1]
+    assert (kept["corrected"], kept["note"]) == ("No, none at all.", "Ask Ben")
+
+
+@browser
 def test_what_is_decided_while_saving_is_sent_once_at_the_end(talk: Page, console: FakeConsole) -> None:
     console.delays[verdict_path(4)] = 0.5
     for key in "b1234":
@@ -566,7 +589,9 @@ def test_an_unsaved_correction_outlives_a_reload(talk: Page) -> None:
     talk.get_by_label("What should have been said").fill("Half a thought")
     talk.reload()
     expect(talk.locator(".turns > .turn")).to_have_count(4)
+    expect(talk.get_by_label("What should have been said")).to_have_value("Half a thought")
     talk.keyboard.press("c")
+    expect(talk.get_by_label("What should have been said")).to_be_focused()
     expect(talk.get_by_label("What should have been said")).to_have_value("Half a thought")
 
 
@@ -618,6 +643,21 @@ def test_a_key_that_is_held_down_acts_once(review: Page, console: FakeConsole) -
     review.keyboard.press("s")
     console.wait_for("POST", "/conversations/r1/review/release")
     assert console.told("POST", "/conversations/r1/review/done") == []
+
+
+@browser
+def test_what_is_being_written_is_not_left_behind(review: Page, console: FakeConsole) -> None:
+    review.locator(".turn.selected").wait_for()
+    review.keyboard.press("c")
+    words = review.get_by_label("What should have been said")
+    words.fill("Answer 0, of course")
+    review.get_by_role("button", name="Done, next").click()
+    expect(review.locator(".notice")).to_contain_text("not saved yet")
+    expect(words).to_be_focused()
+    review.keyboard.press("Control+Enter")
+    review.keyboard.press("d")
+    expect(review.locator(".conversation-title h2")).to_have_text("Question 1")
+    assert console.message("r0-m2")["verdict"]["corrected"] == "Answer 0, of course"
 
 
 @browser
@@ -757,6 +797,60 @@ def test_messages_go_out_once_and_come_back_when_they_fail(taken: Page, console:
     assert [body["text"] for body in tries] == ["Second", "Second"]
     assert len({body["id"] for body in tries}) == 1
     assert first["id"] != tries[0]["id"]
+
+
+@browser
+def test_a_message_that_was_not_confirmed_outlives_the_page(taken: Page, console: FakeConsole) -> None:
+    path = "/conversations/talk/messages"
+    console.answers[path] = lambda _: refusal(503, "unavailable", "the database does not answer")
+    box(taken).fill("Not lost")
+    taken.keyboard.press("Enter")
+    expect(taken.locator(".pending-words")).to_contain_text("Not sent")
+    taken.keyboard.press("Escape")
+    taken.keyboard.press("Escape")
+    expect(taken.locator(".no-conversation")).to_be_visible()
+    taken.go_back()
+    taken.reload()
+    expect(taken.locator(".pending .text")).to_have_text("Not lost")
+    console.answers.clear()
+    taken.get_by_role("button", name="Try again").click()
+    expect(taken.locator(".turns > .turn.operator .text")).to_have_text("Not lost")
+    assert len({body["id"] for body in console.told("POST", path)}) == 1
+    taken.reload()
+    expect(taken.locator(".turns > .turn.operator .text")).to_have_text("Not lost")
+    expect(taken.locator(".pending .turn")).to_have_count(0)
+
+
+@browser
+def test_a_failed_message_is_edited_beside_what_is_being_written(taken: Page, console: FakeConsole) -> None:
+    console.answers["/conversations/talk/messages"] = lambda _: refusal(503, "unavailable", "not now")
+    box(taken).fill("First")
+    taken.keyboard.press("Enter")
+    expect(taken.locator(".pending-words")).to_contain_text("Not sent")
+    box(taken).fill("Second")
+    taken.locator(".pending").get_by_role("button", name="Edit").click()
+    expect(box(taken)).to_have_value("First\nSecond")
+    expect(taken.locator(".pending .turn")).to_have_count(0)
+
+
+@browser
+def test_suggestions_belong_to_the_words_they_were_made_for(taken: Page, console: FakeConsole) -> None:
+    console.answers["/conversations/talk/suggestions"] = lambda told: {
+        "id": f"for-{told['typed']}",
+        "suggestions": [{"text": f"{told['typed']} so", "logprob": -1.0}],
+        "milliseconds": 1,
+    }
+    console.delays["/conversations/talk/messages"] = 0.8
+    box(taken).fill("Sure")
+    expect(options(taken)).to_have_text(["Sure so"])
+    taken.keyboard.press("Enter")
+    taken.keyboard.type("And")
+    expect(options(taken)).to_have_text(["And so"])
+    console.wait_for("POST", "/suggestions/for-Sure/outcome")
+    expect(taken.locator(".turns > .turn.operator .text")).to_have_text("Sure")
+    expect(options(taken)).to_have_text(["And so"])
+    taken.keyboard.press("Tab")
+    expect(box(taken)).to_have_value("And so")
 
 
 @browser
@@ -994,6 +1088,7 @@ def test_an_ended_session_leads_to_the_sign_in_page_and_back(taken: Page, consol
     taken.reload()
     expect(taken).to_have_url(f"{console.address}/operator/inbox/talk")
     expect(taken.locator(".turns > .turn")).to_have_count(4)
+    expect(taken.locator(".pending .text")).to_have_text("An unsent thought")
 
 
 @browser

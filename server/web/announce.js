@@ -14,8 +14,9 @@ export function announce(text) {
   });
 }
 
-/** Shown for a while, and announced. */
+/** Shown for a while, and announced. The same words again take the place of those that are still shown. */
 export function notice(text) {
+  for (const old of [...byId("notices").children]) if (old.firstChild.textContent === text) old.remove();
   const close = element("button", { type: "button", class: "icon-button", "aria-label": "Dismiss" }, icon("close"));
   const node = element("div", { class: "notice" }, element("p", {}, text), close);
   const timer = setTimeout(() => node.remove(), NOTICE_LASTS);

@@ -22,7 +22,7 @@ export class ConversationModel {
   live = new LiveReply();
   verdicts;
 
-  /** hooks: onChange(), onStream() for pieces of a reply, onError(error) of something that was not saved. */
+  /** hooks: onChange(), onStream() for pieces of a reply, onError(error, message id, verdict) of one that was not saved. */
   constructor(api, id, hooks) {
     this.#api = api;
     this.id = id;
@@ -30,7 +30,7 @@ export class ConversationModel {
     this.#hooks = hooks;
     this.verdicts = new Verdicts(api, {
       onChange: () => hooks.onChange(),
-      onError: (error) => hooks.onError(error),
+      onError: (...lost) => hooks.onError(...lost),
     });
     this.#again = gather(() => this.load(), 60, 500);
   }

@@ -10,6 +10,7 @@ export class TextEditor {
   #field;
   #name;
   #before;
+  #began;
   #difference;
   #timer = null;
 
@@ -17,6 +18,7 @@ export class TextEditor {
   constructor({ label, name, text, compare = null, save, cancel }) {
     this.#name = name;
     this.#before = compare;
+    this.#began = text;
     this.#field = element("textarea", { rows: "2", dir: "auto", maxlength: "4000", "aria-label": label });
     this.#field.value = draftOf(name) || text;
     this.#difference = element("div", { class: "difference", "aria-live": "off" });
@@ -48,6 +50,11 @@ export class TextEditor {
       ),
     );
     this.#render();
+  }
+
+  /** Whether there are words that would be missed. */
+  get unsaved() {
+    return this.#field.value.trim() !== this.#began.trim();
   }
 
   #handled(event, action) {

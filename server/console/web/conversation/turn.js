@@ -83,6 +83,7 @@ export class ReplyView {
       this.#about,
       this.verdict.node,
     );
+    this.verdict.restore();
   }
 
   update(message, { verdict, saving, selected, shaded, earlier }) {

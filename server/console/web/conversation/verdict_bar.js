@@ -6,9 +6,15 @@
 
 import { arrange, button, element, setAttribute, setHidden } from "../shell/elements.js";
 import { diffView } from "./diff_view.js";
+import { draftOf } from "../shell/drafts.js";
 import { TextEditor } from "./text_editor.js";
 
 const NOTHING = { verdict: null, labels: [], corrected: null, note: null };
+
+/** Under which names the words about a message are kept while they are written. */
+export function draftsOf(message) {
+  return { correction: `correction.${message}`, note: `note.${message}` };
+}
 
 export class VerdictBar {
   #message;
@@ -87,18 +93,39 @@ export class VerdictBar {
 
   /** The reply becomes a text to be mended in its place. */
   correct() {
-    if (this.#editor !== null) return this.#editor.focus();
+    this.#openCorrection();
+    this.#editor.focus();
+  }
+
+  /** What was being written when the page was left, or could not be saved, is there to go on with. */
+  restore() {
+    if (draftOf(this.#drafts.correction) !== "") this.#openCorrection();
+    if (draftOf(this.#drafts.note) !== "") this.#openNote();
+  }
+
+  /** Leads to words that are not saved; false where there are none. */
+  showUnsaved() {
+    const open = [this.#editor, this.#note].find((editor) => editor?.unsaved);
+    open?.focus();
+    return open !== undefined;
+  }
+
+  get #drafts() {
+    return draftsOf(this.#message.id);
+  }
+
+  #openCorrection() {
+    if (this.#editor !== null) return;
     const { text } = this.#message;
     this.#editor = new TextEditor({
       label: "What should have been said",
-      name: `correction.${this.#message.id}`,
+      name: this.#drafts.correction,
       text: this.#verdict?.corrected ?? text,
       compare: text,
       save: (corrected) => this.#saveCorrection(corrected, text),
       cancel: () => this.#closeEditor(),
     });
     this.onEdit(this.#editor.node);
-    this.#editor.focus();
   }
 
   #saveCorrection(corrected, text) {
@@ -122,7 +149,12 @@ export class VerdictBar {
   onEdit = () => {};
 
   note() {
-    if (this.#note !== null) return this.#note.focus();
+    this.#openNote();
+    this.#note.focus();
+  }
+
+  #openNote() {
+    if (this.#note !== null) return;
     const close = () => {
       this.#note.node.remove();
       this.#note = null;
@@ -130,7 +162,7 @@ export class VerdictBar {
     };
     this.#note = new TextEditor({
       label: "Note for the team",
-      name: `note.${this.#message.id}`,
+      name: this.#drafts.note,
       text: this.#verdict?.note ?? "",
       save: (words) => {
         close();
@@ -140,7 +172,6 @@ export class VerdictBar {
       cancel: close,
     });
     this.node.append(this.#note.node);
-    this.#note.focus();
   }
 
   #showLabels() {

@@ -23,7 +23,7 @@ export class Verdicts {
   #undo = [];
   #waiting = [];
 
-  /** onChange(message id): what is shown has changed. onError(error, message id): it was not saved. */
+  /** onChange(message id): what is shown has changed. onError(error, message id, verdict): this was not saved. */
   constructor(api, { onChange, onError }) {
     this.#api = api;
     this.#onChange = onChange;
@@ -95,7 +95,7 @@ export class Verdicts {
         failed = true;
         entry.wanted = entry.saved;
         this.#undo = this.#undo.filter((one) => one.id !== id);
-        this.#onError(error, id);
+        this.#onError(error, id, sent);
       }
     }
     entry.wanted = entry.saved;

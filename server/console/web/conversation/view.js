@@ -5,6 +5,7 @@
 
 import { sentence } from "../shell/api.js";
 import { asReviewer, onLook, setAsReviewer } from "../shell/as_reviewer.js";
+import { keepDraft } from "../shell/drafts.js";
 import { button, coalesce, element, setHidden, setText } from "../shell/elements.js";
 import { Composer } from "../takeover/composer.js";
 import { ExplanationPanel } from "./explanation.js";
@@ -12,6 +13,7 @@ import { ConversationHeader } from "./header.js";
 import { labelsOf } from "./labels.js";
 import { ConversationModel } from "./model.js";
 import { LiveView, ReplyView, SaidView, arrangeTurns } from "./turn.js";
+import { draftsOf } from "./verdict_bar.js";
 
 /** So near its end (CSS pixels), the reader is following what comes. */
 const FOLLOWING = 80;
@@ -53,7 +55,7 @@ export class ConversationView {
     this.#model = new ConversationModel(context.api, id, {
       onChange: redraw,
       onStream: coalesce(() => this.#stopped || this.#stream(), requestAnimationFrame),
-      onError: (error) => context.failed(error),
+      onError: (error, message, verdict) => this.#lost(error, message, verdict),
     });
     this.#header = new ConversationHeader(context.me, {
       back,
@@ -114,6 +116,24 @@ export class ConversationView {
   /** Resolves when all verdicts are saved: true if all of them could be. */
   settled() {
     return this.#model.verdicts.settled();
+  }
+
+  /** Leads to a correction or a note that is still being written; false where there is none. */
+  showUnsaved() {
+    return this.#model.replies.some(({ id }) => this.#views.get(id)?.verdict.showUnsaved());
+  }
+
+  /** What a verdict that was not saved said in words is there again, to be saved once more. */
+  #lost(error, id, verdict) {
+    this.#context.failed(error);
+    if (error.status === 404) return; // the reply is gone
+    const stands = this.#model.verdicts.of(id);
+    const { correction, note } = draftsOf(id);
+    if (verdict?.corrected && verdict.corrected !== stands?.corrected) keepDraft(correction, verdict.corrected);
+    if (verdict?.note && verdict.note !== stands?.note) keepDraft(note, verdict.note);
+    if (this.#stopped) return;
+    this.#render();
+    this.#views.get(id)?.verdict.restore();
   }
 
   // What is shown
@@ -291,7 +311,8 @@ export class ConversationView {
     return true;
   }
 
-  #step(step) {
+  /** Held down, the key stops at the last reply: what comes after it in review is another conversation. */
+  #step(step, event) {
     const { replies } = this.#model;
     const index = replies.findIndex(({ id }) => id === this.#selected);
     const next = replies[index + step];

@@ -11,6 +11,7 @@ import { CannedReplies } from "./canned.js";
 import { Menu } from "./menu.js";
 import { nextPlace, placesIn } from "./placeholders.js";
 import { Suggestions } from "./suggestions.js";
+import { forgetUnsent, keepUnsent, unsentOf } from "./unsent.js";
 
 const MOST = 4000;
 const TALLEST = 200;
@@ -62,6 +63,7 @@ export class Composer {
     const form = element("form", { class: "composer", submit }, slash, this.#field, this.#send);
     this.node = element("div", { class: "composer-place", hidden: true }, this.#queue, this.#menu.node, form, this.#hint);
     this.#write(draftOf(this.#draft), false);
+    for (const message of unsentOf(model.id)) this.#queued(message).view.failed("The page was left before the server confirmed it.");
   }
 
   get #draft() {
@@ -266,25 +268,33 @@ export class Composer {
       this.#context.announce(`Not sent: ${open.name} is to be filled in.`);
       return;
     }
+    const entry = this.#queued({ id: newId(), text });
+    keepUnsent(this.#model.id, entry);
+    entry.tell = this.#suggestions.conclude(text);
     this.#write("", false);
     this.#menu.hide();
     this.#hint.textContent = "";
-    const entry = { id: newId(), text, message: null };
+    this.#onSent();
+    this.#transmit(entry);
+  }
+
+  /** A message of ours that the server has not confirmed, shown below the others. */
+  #queued({ id, text }) {
+    const entry = { id, text, message: null, tell: null };
     entry.view = new PendingView(entry, { retry: () => this.#transmit(entry), edit: () => this.#takeBack(entry) });
     this.#pending.push(entry);
     this.#queue.append(entry.view.node);
-    this.#onSent();
-    this.#transmit(entry, true);
+    return entry;
   }
 
   /** The same id each time: what arrived already is not said twice. */
-  async #transmit(entry, first = false) {
+  async #transmit(entry) {
     entry.view.sending();
-    const chosen = this.#suggestions;
     try {
       const { message } = await this.#context.api.post(`${this.#model.path}/messages`, { id: entry.id, text: entry.text });
       entry.message = typeof message === "string" ? message : message.id;
-      if (first) chosen.sent(entry.text, entry.message);
+      forgetUnsent(this.#model.id, entry.id);
+      entry.tell?.(entry.message);
       await this.#model.load();
       this.#forgetSent();
     } catch (error) {
@@ -294,9 +304,11 @@ export class Composer {
     }
   }
 
+  /** Into the box, before what is being written there. */
   #takeBack(entry) {
+    forgetUnsent(this.#model.id, entry.id);
     this.#remove(entry);
-    this.#write(entry.text);
+    this.#write([entry.text, this.#field.value].filter((text) => text.trim() !== "").join("\n"));
     this.#field.focus();
   }
 

@@ -80,18 +80,19 @@ export class Suggestions {
     this.#show(null);
   }
 
-  /** Tells what became of what was offered, once something was sent. message: its id, if it is known. */
-  async sent(text, message) {
-    const { chosen, latest } = { chosen: this.#chosen, latest: this.#latest };
+  /**
+   * `text` goes out, and what comes next is about other words. Answers tell(message): call it with the message's id
+   * once that is known, to say what became of what was offered; null where nothing was.
+   */
+  conclude(text) {
+    const chosen = this.#chosen;
+    const id = chosen?.id ?? this.#latest;
     this.forget();
-    const id = chosen?.id ?? latest;
-    if (id === null) return;
+    if (id === null) return null;
     const outcome = chosen === null ? "ignored" : chosen.text === text ? "accepted" : "edited";
-    try {
-      await this.#api.post(`/suggestions/${encodeURIComponent(id)}/outcome`, { outcome, chosen: chosen?.text ?? null, sent: text, message });
-    } catch {
-      // A figure for the dashboard, not worth a word to somebody who is talking with a visitor.
-    }
+    const told = { outcome, chosen: chosen?.text ?? null, sent: text };
+    // A figure for the dashboard, not worth a word to somebody who is talking with a visitor.
+    return (message) => this.#api.post(`/suggestions/${encodeURIComponent(id)}/outcome`, { ...told, message }).catch(() => {});
   }
 
   forget() {

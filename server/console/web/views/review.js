@@ -103,6 +103,7 @@ class Review {
   /** how: done or skip. The next one is asked for while this one is put away. */
   async #next(how) {
     if (this.#busy || this.#current === null) return;
+    if (this.#view.showUnsaved()) return this.#context.notice("What you are writing is not saved yet. Save it, or cancel it, first.");
     this.#busy = true;
     this.#buttons();
     const id = this.#current;
