@@ -142,6 +142,21 @@ def test_a_phone_shows_one_thing_at_a_time_and_finds_back(
     expect(rows(page).first).to_be_focused()
 
 
+@pytest.mark.parametrize("draft", ["", "One line\nand another\nand a third"], ids=["empty", "draft"])
+def test_the_message_box_of_a_phone_shows_all_its_words(
+    open_console: OpenConsole, console: FakeConsole, draft: str
+) -> None:
+    furnish(console)
+    page = open_console("/operator/inbox/talk", phone=True)
+    page.get_by_role("button", name="Take over").click()
+    page.get_by_label("Your message to the visitor").fill(draft)
+    page.reload()
+    box = page.get_by_label("Your message to the visitor")
+    expect(box).to_have_value(draft)
+    expect(box).to_be_visible()
+    assert box.evaluate("(box) => box.scrollHeight - box.clientHeight") <= 2
+
+
 def test_landmarks_headings_and_skip_link_give_the_page_its_shape(
     open_console: OpenConsole, console: FakeConsole
 ) -> None:

@@ -45,7 +45,7 @@ export class Composer {
       dir: "auto",
       maxlength: String(MOST),
       autocomplete: "off",
-      placeholder: "Write to the visitor, or / for canned replies",
+      placeholder: TOUCH ? "Write to the visitor" : "Write to the visitor, or / for canned replies",
       "aria-label": "Your message to the visitor",
       input: () => this.#typed(),
       keydown: (event) => this.#key(event),
@@ -79,6 +79,7 @@ export class Composer {
       this.#ready = false;
       return;
     }
+    if (!this.#ready) this.#fit(); // what is hidden has no height
     if (!this.#ready) this.#canned.load().catch(() => {}); // asked for again when a slash is typed
     const heard = this.#model.standing.filter(({ author }) => author === "visitor").length;
     // What the visitor has just said changes what could be answered.
