@@ -336,7 +336,7 @@ class FakeConsole:
             case ["POST", "review", "done"]:
                 row["reviewed_at"] = datetime.now(UTC).isoformat()
                 return Response(status_code=204)
-            case ["POST", "review", "release"]:
+            case ["POST", "review", "keep" | "release"]:
                 return Response(status_code=204)
         return refusal(404, "not_found", "there is no such thing")
 

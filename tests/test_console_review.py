@@ -282,6 +282,7 @@ ROUTES = [
     ("PATCH", "labels/rude", {"archived": True}),
     ("POST", "review/next", {}),
     ("POST", "conversations/{talk}/review/done", None),
+    ("POST", "conversations/{talk}/review/keep", None),
     ("POST", "conversations/{talk}/review/release", None),
     ("GET", "review/progress", None),
 ]
@@ -543,6 +544,27 @@ def test_a_claim_holds_for_a_while_a_verdict_renews_it_and_done_ends_it(engine: 
     assert [who for who, _, _ in audited(engine, "review.done")] == ["ann"]
     assert not review_queue.done(engine, ANN, "nobody")
     assert not review_queue.release(engine, ANN, "\0")
+
+
+def test_a_claim_is_kept_on_request_unless_somebody_else_has_it(engine: Engine, store: Store) -> None:
+    talk = talk_of(store)
+    clock = [datetime.now(UTC)]
+    queue = Queue(engine, lambda: clock[0])
+    assert queue.next(ANN) is not None
+    assert not review_queue.keep(engine, BEN, talk, clock[0])
+    clock[0] += CLAIMED - timedelta(seconds=1)
+    assert review_queue.keep(engine, ANN, talk, clock[0])
+    assert claims(engine) == {talk: ("ann", clock[0] + CLAIMED)}
+    clock[0] += CLAIMED - timedelta(seconds=1)
+    assert queue.next(BEN) is None
+    clock[0] += timedelta(seconds=2)
+    assert review_queue.keep(engine, ANN, talk, clock[0]), "it has ended, but nobody else was given it"
+    clock[0] += CLAIMED
+    assert queue.next(BEN) is not None
+    assert not review_queue.keep(engine, ANN, talk, clock[0])
+    assert claims(engine) == {talk: ("ben", clock[0] + CLAIMED)}
+    assert not review_queue.keep(engine, ANN, "nobody", clock[0])
+    assert not review_queue.keep(engine, ANN, "\0", clock[0])
 
 
 def claims(engine: Engine) -> dict[str, tuple[str, datetime]]:

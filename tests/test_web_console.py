@@ -684,6 +684,21 @@ def test_an_erased_conversation_leaves_the_screen(review: Page, console: FakeCon
 
 
 @browser
+def test_who_reads_for_long_keeps_the_conversation(review: Page, console: FakeConsole) -> None:
+    review.clock.install()
+    review.reload()
+    expect(review.locator(".conversation-title h2")).to_have_text("Question 0")
+    assert console.told("POST", "/conversations/r0/review/keep") == []
+    review.clock.fast_forward("03:00")
+    console.wait_for("POST", "/conversations/r0/review/keep")
+    expect(review.locator(".notice")).to_have_count(0)
+    taken = refusal(409, "conflict", "somebody else has been given it")
+    console.answers["/conversations/r0/review/keep"] = lambda _: taken
+    review.clock.fast_forward("03:00")
+    expect(review.locator(".notice")).to_contain_text("Somebody else reviews this conversation by now.")
+
+
+@browser
 def test_a_claim_is_given_back_when_the_queue_is_left(review: Page, console: FakeConsole) -> None:
     review.get_by_role("link", name="Inbox").click()
     expect(titles(review)).to_have_count(3)

@@ -1,8 +1,8 @@
 """Which conversation a reviewer looks at next: the most useful first, and no two reviewers the same one.
 
-Whoever is given a conversation has a claim on it for a while, renewed by each verdict. One that was
-escalated, disliked or answered without confidence comes before the others, the three in turn; every fifth is
-drawn by lot from all, so that what nobody complains about is looked at too.
+Whoever is given a conversation has a claim on it for a while, renewed by each verdict and on request. One
+that was escalated, disliked or answered without confidence comes before the others, the three in turn; every
+fifth is drawn by lot from all, so that what nobody complains about is looked at too.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from sqlalchemy import (
     delete,
     func,
     literal_column,
+    or_,
     select,
     text,
     update,
@@ -160,6 +161,20 @@ def renew(connection: Connection, conversation: str, operator: str) -> None:
     )
 
 
+def keep(db: Engine, who: Identity, conversation: str, now: datetime | None = None) -> bool:
+    """Whether the operator has the conversation for a while from now: not when somebody else does, or when
+    there is none. Raises StoreUnavailable.
+    """
+    if not storable(conversation):
+        return False
+    now = now or utc_now()
+    with writing(db) as connection:
+        query = select(Conversation.id).where(Conversation.id == conversation)
+        if connection.scalar(query.with_for_update(key_share=True)) is None:
+            return False
+        return _hold(connection, who, conversation, now)
+
+
 def done(db: Engine, who: Identity, conversation: str) -> bool:
     """The conversation is reviewed, and nobody's. False when there is none. Raises StoreUnavailable."""
     if not storable(conversation):
@@ -263,23 +278,31 @@ def _claim(connection: Connection, wish: _Wish, candidates: Sequence[str], reaso
         .with_for_update(skip_locked=True, key_share=True)
     )
     free = set(rows)
-    until = wish.now + CLAIMED
     for conversation in candidates:
-        if conversation not in free or not _taken(connection, wish, conversation, until):
+        if conversation not in free or not _hold(
+            connection, wish.operator, conversation, wish.now, anew=True
+        ):
             continue
         _drop_oldest(connection, wish.operator)
         audit.note(connection, wish.operator.name, "review.claim", conversation, reason=reason)
-        return Given(conversation=conversation, reason=reason, until=until)
+        return Given(conversation=conversation, reason=reason, until=wish.now + CLAIMED)
     return None
 
 
-def _taken(connection: Connection, wish: _Wish, conversation: str, until: datetime) -> bool:
-    """Whether the operator has it now. It decides by what is committed, not by what was seen before."""
+def _hold(
+    connection: Connection, who: Identity, conversation: str, now: datetime, *, anew: bool = False
+) -> bool:
+    """Whether the operator has it from now; ``anew``: and had not before. It decides by what is committed,
+    not by what was seen before.
+    """
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    values = {"operator_id": wish.operator.id, "until": until}
+    values = {"operator_id": who.id, "until": now + CLAIMED}
     statement: Any = insert(Claim).values(conversation_id=conversation, **values)
+    free = Claim.until <= now
     statement = statement.on_conflict_do_update(
-        index_elements=[Claim.conversation_id], set_=values, where=Claim.until <= wish.now
+        index_elements=[Claim.conversation_id],
+        set_=values,
+        where=free if anew else or_(free, Claim.operator_id == who.id),
     )
     return connection.scalar(statement.returning(Claim.conversation_id)) is not None
 

@@ -122,6 +122,12 @@ async def done(console: Asked, who: SignedIn, conversation_id: str) -> None:
     _tell(console, conversation_id)
 
 
+@router.post("/conversations/{conversation_id}/review/keep", summary="Renew a claim", status_code=204)
+async def keep(console: Asked, who: SignedIn, conversation_id: str) -> None:
+    if not await _do(console, review_queue.keep, console.db, who, conversation_id):
+        raise HTTPException(409, "somebody else has been given this conversation meanwhile, or it is gone")
+
+
 @router.post("/conversations/{conversation_id}/review/release", summary="Give a claim back", status_code=204)
 async def release(console: Asked, who: SignedIn, conversation_id: str) -> None:
     if not await _do(console, review_queue.release, console.db, who, conversation_id):

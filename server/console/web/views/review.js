@@ -15,6 +15,8 @@ const REASONS = {
 
 /** As many as the server passes over; of more, the first may come again. */
 const MOST_SKIPPED = 500;
+/** Milliseconds after which the claim on an open conversation is renewed: it holds for ten minutes. */
+const KEEP = 180_000;
 /** Milliseconds after which an empty queue is looked at again: talks come into it once they are quiet. */
 const IDLE = 20_000;
 
@@ -32,6 +34,7 @@ class Review {
   #busy = false;
   #ended = false;
   #idle = null;
+  #keeping = null;
   #done;
   #skip;
   #reason = element("span", { class: "review-reason" });
@@ -60,6 +63,7 @@ class Review {
     ];
     window.addEventListener("pagehide", this.#left);
     context.onRoute(() => {});
+    this.#keeping = setInterval(() => this.#keep(), KEEP);
     this.#show(null);
     this.#begin();
     this.#count();
@@ -68,11 +72,24 @@ class Review {
   unmount() {
     this.#ended = true;
     clearTimeout(this.#idle);
+    clearInterval(this.#keeping);
     this.#countAgain.cancel();
     window.removeEventListener("pagehide", this.#left);
     for (const off of this.#offs) off();
     this.#view?.stop();
     this.#release();
+  }
+
+  /** Whoever reads for long keeps the conversation; one that was left open in another tab comes free. */
+  async #keep() {
+    const id = this.#current;
+    if (id === null || document.hidden) return;
+    try {
+      await this.#context.api.post(`/conversations/${encodeURIComponent(id)}/review/keep`);
+    } catch (error) {
+      if (error.status !== 409 || id !== this.#current) return; // tried again in a while
+      this.#context.notice("Somebody else reviews this conversation by now. Your next verdict still counts; skip it to go on.");
+    }
   }
 
   /** Somebody else may have the conversation. */
