@@ -44,7 +44,7 @@ API: Final = "/api/operator"
 PEOPLE: Final[dict[str, Role]] = {"olga": "admin", "ann": "reviewer", "bob": "reviewer"}
 AT_ONCE: Final = 8
 """Visitors who chat at the same time."""
-PATIENCE: Final = 1500.0
+PATIENCE: Final = 3000.0
 """Seconds for a retraining."""
 
 Judge = Callable[[str, str], dict[str, Any] | None]
