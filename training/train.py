@@ -515,10 +515,11 @@ def _dev_set(file: Path, name: str, tokenizer: Tokenizer, max_turn_tokens: int) 
 
 def name_of(file: Path) -> str:
     """A short name for a data file: its own, or its folder's where the file is merely called dev, test or
-    train.
+    train and a folder was named.
     """
     stem = file.name.removesuffix(".gz").removesuffix(".jsonl")
-    return file.resolve().parent.name if stem in ("dev", "test", "train") else stem
+    merely = stem in ("dev", "test", "train") and file.parent != Path()
+    return file.resolve().parent.name if merely else stem
 
 
 def names_of(files: Sequence[Path]) -> list[str]:
