@@ -108,6 +108,7 @@ def test_a_password_is_the_same_however_it_is_composed(engine: Engine) -> None:
         ("carla carlson", "Carla Carlson", "invalid"),
         ("ana", PASSWORD, "taken"),
         ("ANA", PASSWORD, "taken"),
+        ("Command Line", PASSWORD, "invalid"),
     ],
 )
 def test_accounts_that_cannot_be_had(engine: Engine, name: str, password: str, kind: str) -> None:
@@ -718,6 +719,11 @@ def test_the_audit_log_is_read_page_by_page(database_url: str, tiny_model_dir: P
         found = (await page(account="ana", action="label.add", limit=200))["entries"]
         assert {entry["operator"] for entry in found} == {"ana"}
         assert (await page(account="%"))["entries"] == []
+        with writing(console.db) as connection:
+            note(connection, None, "label.add", "by command")
+        found = (await page(account="command line"))["entries"]
+        assert "by command" in {entry["subject"] for entry in found}
+        assert {entry["operator"] for entry in found} == {None}
         assert (await page(account="\0"))["entries"] == []
         assert len((await page(limit=1))["entries"]) == 1
         for wrong in (

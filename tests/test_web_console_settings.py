@@ -247,6 +247,9 @@ def test_the_audit_log_is_filtered(opened: Open, desk: Desk) -> None:
     log.get_by_role("button", name="Earlier").click()
     expect(rows).to_have_count(50)
     assert column(2) == {"Mia"}
+    filter_by(Account="command line")
+    expect(rows.filter(has_text="Mia")).to_have_count(0)
+    assert column(2) == {"command line"}
     filter_by(Account="", Action="test.noa", From="2021-05-05", Until="2021-05-05")
     expect(rows.filter(has_text="Mia")).to_have_count(0)
     expect(rows).to_have_count(24)

@@ -380,6 +380,8 @@ def _checked_name(name: str) -> str:
         raise AccountError("invalid", "a name has printable characters, and no space around them")
     if not 1 <= len(name) <= MAX_NAME:
         raise AccountError("invalid", f"a name has 1 to {MAX_NAME} characters")
+    if name.casefold() == audit.COMMAND_LINE:
+        raise AccountError("invalid", "the audit log calls another by that name")
     return name
 
 

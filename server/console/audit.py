@@ -30,6 +30,9 @@ ACTIONS: Final = frozenset(
 )
 """All that is ever noted: of what, and what was done to it. docs/operators.md has the same list."""
 
+COMMAND_LINE: Final = "command line"
+"""In the place of a name; no operator can have it."""
+
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -100,7 +103,7 @@ def entries(
 ) -> Sequence[Entry]:
     """The newest first.
 
-    operator, action: only theirs, only such. since, until: only at this time or later, only before that time.
+    operator, action: only theirs (`COMMAND_LINE`: nobody's), only such. since, until: only at this time or later, only before that time.
     before: only what comes after that entry in this order.
     """
     if not storable(operator or "") or not storable(action or ""):
@@ -113,7 +116,9 @@ def entries(
         AuditEntry.subject,
         AuditEntry.details,
     )
-    if operator is not None:
+    if operator == COMMAND_LINE:
+        query = query.where(AuditEntry.operator.is_(None))
+    elif operator is not None:
         query = query.where(AuditEntry.operator == operator)
     if action is not None:
         query = query.where(AuditEntry.action == action)

@@ -81,7 +81,7 @@ class AuditQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    account: str | None = Field(None, description="the name of who did it")
+    account: str | None = Field(None, description="the name of who did it, or: command line")
     action: str | None = Field(None, description="what was done, such as conversation.take")
     from_: Time | None = Field(None, alias="from", description="at this time or after it")
     to: Time | None = Field(None, description="before this time")

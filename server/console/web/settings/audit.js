@@ -7,6 +7,8 @@ import { counted, wholeTime } from "../shell/format.js";
 import { Part } from "./part.js";
 
 const PAGE = 25;
+/** In the place of a name, here and in the server's filter. */
+const COMMAND_LINE = "command line";
 const COLUMNS = [{ title: "When" }, { title: "Who" }, { title: "What" }, { title: "To" }, { title: "Details" }];
 
 export class Audit extends Part {
@@ -61,7 +63,7 @@ export class Audit extends Part {
   /** Names that have been seen are offered in the fields of the filter. */
   #offer(entries) {
     for (const { operator, action } of entries) {
-      if (operator !== null) this.#known.account.add(operator);
+      this.#known.account.add(operator ?? COMMAND_LINE);
       this.#known.action.add(action);
     }
     for (const [key, list] of Object.entries(this.#offered)) {
@@ -74,7 +76,7 @@ function cells({ at, operator, action, subject, details }) {
   const told = Object.entries(details ?? {}).map(([key, value]) => `${key}: ${typeof value === "object" ? JSON.stringify(value) : value}`);
   return [
     wholeTime(new Date(at)),
-    name(operator ?? "command line"),
+    name(operator ?? COMMAND_LINE),
     element("code", {}, action),
     element("code", {}, subject ?? ""),
     name(told.join(", ")),
