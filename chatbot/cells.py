@@ -19,10 +19,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import PackedSequence
 
 from chatbot.config import CellKind
-from chatbot.recurrence import run_gru, steps
+from chatbot.recurrence import run_gru, run_kernel, steps
 
 
 class Recurrence(nn.Module):
@@ -106,12 +105,12 @@ def _run(layer: nn.Module, inputs: Tensor, batch_sizes: Tensor, state: Tensor) -
             outputs, last = run_gru(layer, inputs, batch_sizes, _by_direction(state, layer.hidden_size))
             return outputs, _by_row(last)
         case nn.RNN():
-            packed, last = layer(PackedSequence(inputs, batch_sizes), _by_direction(state, layer.hidden_size))
-            return packed.data, _by_row(last)
+            outputs, last = run_kernel(layer, inputs, batch_sizes, _by_direction(state, layer.hidden_size))
+            return outputs, _by_row(last)
         case nn.LSTM():
             h, c = _by_direction(state, 2 * layer.hidden_size).chunk(2, dim=2)
-            packed, (h, c) = layer(PackedSequence(inputs, batch_sizes), (h.contiguous(), c.contiguous()))
-            return packed.data, _by_row(torch.cat([h, c], dim=2))
+            outputs, (h, c) = run_kernel(layer, inputs, batch_sizes, (h.contiguous(), c.contiguous()))
+            return outputs, _by_row(torch.cat([h, c], dim=2))
         case LoopedLayer():
             return layer(inputs, batch_sizes, state)  # type: ignore[no-any-return]
     raise TypeError(f"no recurrent layer: {type(layer).__name__}")
@@ -120,11 +119,11 @@ def _run(layer: nn.Module, inputs: Tensor, batch_sizes: Tensor, state: Tensor) -
 def _step(layer: nn.Module, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     match layer:
         case nn.GRU() | nn.RNN():
-            outputs, last = layer(inputs.unsqueeze(0), state.unsqueeze(0).contiguous())
+            outputs, last = run_kernel(layer, inputs.unsqueeze(0), None, state.unsqueeze(0).contiguous())
             return outputs[0], last[0]
         case nn.LSTM():
             h, c = state.unsqueeze(0).chunk(2, dim=2)
-            outputs, (h, c) = layer(inputs.unsqueeze(0), (h.contiguous(), c.contiguous()))
+            outputs, (h, c) = run_kernel(layer, inputs.unsqueeze(0), None, (h.contiguous(), c.contiguous()))
             return outputs[0], torch.cat([h[0], c[0]], dim=1)
         case LoopedLayer():
             last = layer.advance(layer.products(inputs, ""), state, "")

@@ -206,7 +206,9 @@ class TwoLevelEncoder(Encoder):
         for position in range(turns.sizes[1]):
             here = torch.nonzero(turns.position == position).squeeze(1)
             _, moved = self.carry.step(vectors[here], state[turns.dialogue[here]])
-            state = state.index_copy(0, turns.dialogue[here], moved)
+            # Under autocast a reader without a recurrence begins this in a narrower type.
+            wide = torch.promote_types(state.dtype, moved.dtype)
+            state = state.to(wide).index_copy(0, turns.dialogue[here], moved.to(wide))
             places.append(here)
             states.append(moved)
         return torch.cat(states)[torch.cat(places).argsort()]

@@ -7,17 +7,47 @@
 
 Automatic differentiation of torch's CPU kernel adds up a gradient of the whole recurrent matrix at every
 step, which costs more than the recurrence itself. Here the gates' gradients of all steps are kept, and U's
-gradient is one product over them. On a GPU, and where no gradient is wanted, torch's own kernels run.
+gradient is one product over them. On a GPU, and where no gradient is wanted, torch's own kernels run; under
+autocast on a GPU they are kept in float32 (`run_kernel`).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
+
+HALVED: Final = frozenset({"cuda"})
+"""Devices on which autocast computes recurrent layers in float16, also where bf16 was asked for: without a
+scaled loss small gradients become zero there, and autocast refuses to put what comes out beside bf16.
+"""
+
+
+def run_kernel(rnn: nn.RNNBase, inputs: Tensor, batch_sizes: Tensor | None, state: Any) -> tuple[Tensor, Any]:
+    """``rnn`` by torch's own kernel: of packed ``inputs`` (P, X), or of whole steps (T, N, X) without
+    ``batch_sizes``. Outputs, and the last states in the form of ``state``.
+
+    Autocast is off for it where it would take `HALVED`. cuDNN multiplies float32 on tensor cores all the same
+    (TF32).
+    """
+    device = inputs.device.type
+    if device not in HALVED or not torch.is_autocast_enabled(device):
+        return _call(rnn, inputs, batch_sizes, state)
+    with torch.autocast(device, enabled=False):
+        states = state if isinstance(state, tuple) else (state,)
+        wide = tuple(None if one is None else one.float() for one in states)
+        return _call(rnn, inputs.float(), batch_sizes, wide if isinstance(state, tuple) else wide[0])
+
+
+def _call(rnn: nn.RNNBase, inputs: Tensor, batch_sizes: Tensor | None, state: Any) -> tuple[Tensor, Any]:
+    if batch_sizes is None:
+        outputs, last = rnn(inputs, state)
+        return outputs, last
+    packed, last = rnn(PackedSequence(inputs, batch_sizes), state)
+    return packed.data, last
 
 
 def run_gru(
@@ -29,8 +59,7 @@ def run_gru(
     Returns the packed outputs (P, directions * H) and the last states, exactly as ``gru`` itself would.
     """
     if inputs.device.type != "cpu" or not torch.is_grad_enabled() or gru.training is False:
-        outputs, last = gru(PackedSequence(inputs, batch_sizes), state)
-        return outputs.data, last
+        return run_kernel(gru, inputs, batch_sizes, state)
     sizes: list[int] = batch_sizes.tolist()
     lasts: list[Tensor] = []
     for layer in range(gru.num_layers):

@@ -191,3 +191,27 @@ def test_dropout_lies_between_layers_in_training() -> None:
     torch.testing.assert_close(alone(inputs, sizes)[0], alone(inputs, sizes)[0])
     made.eval()
     torch.testing.assert_close(made(inputs, sizes)[0], made(inputs, sizes)[0])
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_kernels_run_in_float32_where_autocast_would_take_float16(
+    cell: CellKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recurrence(cell, 2, bidirectional=True).float().eval()
+    packing = pack(torch.tensor([4, 2]))
+    inputs, state = torch.randn(6, X), torch.randn(2, made.state_size)
+    one = recurrence(cell, 2, bidirectional=False).float().eval()
+
+    @torch.inference_mode()
+    def run() -> list[Tensor]:
+        last = torch.randn(2, one.state_size, generator=torch.Generator().manual_seed(1))
+        return [*made(inputs, packing.batch_sizes, state), *one.step(inputs[:2], last)]
+
+    exact = run()
+    monkeypatch.setattr("chatbot.recurrence.HALVED", {"cpu"})  # as on a GPU
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = run()
+        assert torch.is_autocast_enabled("cpu")
+    for value, wanted in zip(cast, exact, strict=True):
+        assert value.dtype == torch.float32
+        assert torch.equal(value, wanted)

@@ -309,6 +309,20 @@ def test_each_learning_setting_matters(files: tuple[Path, Path], tmp_path: Path)
         assert not same, changes
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"cell": "lstm"}, {"cell": "lstm", "turn_reader": "convolutional"}, {"cell": "gru_reset_before"}],
+)
+def test_a_gpu_learns_in_bf16(changes: dict[str, Any], files: tuple[Path, Path], tmp_path: Path) -> None:
+    shape = SMALL.model_dump() | changes
+    alone = run(files, tmp_path / "cpu", max_steps=5, precision="fp32", device="cpu", model=shape)
+    trained = run(files, tmp_path / "gpu", max_steps=5, precision="bf16", device="cuda", model=shape)
+    for name, perplexity in alone.perplexity_word.items():
+        assert trained.perplexity_word[name] == pytest.approx(perplexity, rel=0.1)
+
+
 def test_patience_ends_a_run_that_no_longer_improves(files: tuple[Path, Path], tmp_path: Path) -> None:
     trained = run(
         files,
