@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from argparse import ArgumentParser
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from threading import Event
@@ -19,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import distributed
 
 from chatbot.model import Seq2Seq
 from chatbot.model_directory import load
@@ -30,6 +32,7 @@ from training.card import model_card
 from training.card_command import read_script
 from training.checkpoint import OtherModel
 from training.config import ConfigError, TrainConfig, load_config
+from training.distributed import LONGEST_WAIT, join_world
 from training.mean import RunningMean
 from training.train import Diverged, NothingToLearn, Stopped, Trained, name_of, names_of, train
 
@@ -283,6 +286,29 @@ def test_two_processes_make_the_same_model(files: tuple[Path, Path], tmp_path: P
     for name in one:
         if name.startswith("model."):
             torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
+
+
+def test_processes_wait_for_the_first_longer_than_for_a_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    waited: list[object] = []
+    group = object()
+
+    def new_group(**options: Any) -> object:
+        asked.update(options)
+        return group
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("training.distributed.rendezvous", lambda _: iter([(object(), 1, 2)]))
+    monkeypatch.setattr("training.distributed.PrefixStore", lambda *_: object())
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(distributed, name, lambda *_, **__: None)
+    monkeypatch.setattr(distributed, "new_group", new_group)
+    monkeypatch.setattr(distributed, "barrier", waited.append)
+    with join_world("cuda") as world:  # without a GPU: none of this needs one
+        world.wait()
+    assert asked == {"backend": "gloo", "timeout": LONGEST_WAIT}
+    assert timedelta(days=1) <= LONGEST_WAIT
+    assert waited == [group]
 
 
 def test_each_learning_setting_matters(files: tuple[Path, Path], tmp_path: Path) -> None:

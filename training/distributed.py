@@ -12,11 +12,18 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
+
+LONGEST_WAIT: Final = timedelta(days=2)
+"""While the first process reads and tokenizes a large corpus the others wait for hours; torch would give up
+after 10 minutes between GPUs and after 30 elsewhere. One that has died is noticed all the same.
+"""
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0  # on its machine: the GPU it takes
+    waiting: distributed.ProcessGroup | None = None  # for waiting longer than for a sum
 
     @property
     def first(self) -> bool:
@@ -35,7 +43,7 @@ class World:
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
-            distributed.barrier()
+            distributed.barrier(self.waiting)
 
     def add(self, values: Tensor) -> Tensor:
         """The sum of all processes' ``values``, in place."""
@@ -77,7 +85,8 @@ def join_world(device: str) -> Iterator[World]:
         "nccl" if gpus else "gloo", store=PrefixStore(_round(), store), rank=rank, world_size=size
     )
     try:
-        yield World(rank, size, int(os.environ.get("LOCAL_RANK", "0")))
+        waiting = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+        yield World(rank, size, int(os.environ.get("LOCAL_RANK", "0")), waiting)
     finally:
         distributed.destroy_process_group()
 
