@@ -8,23 +8,24 @@ import random
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from pydantic import BaseModel
 
 from chatbot.batcher import ReplyRequest
-from chatbot.model_directory import load, seal
+from chatbot.model_directory import ModelBundle, load, seal
 from chatbot.options import DecodingOptions
 from chatbot.transcripts import Transcript, write_transcripts
-from tests.small import SMALL, order, orders
+from tests.small import SMALL, order, orders, transcript
 from training.__main__ import main
 from training.config import TrainConfig
-from training.dataset import DataConfig, Sources, build
+from training.dataset import DataConfig, Secret, Sources, build
 from training.evaluate import generate
 from training.filters import FilterConfig
 from training.gate import Limits
-from training.retrain import examine, learn, make_exam
+from training.retrain import _leaks, examine, learn, make_exam
 from training.retrain_config import RetrainConfig
 from training.train import train
 
@@ -359,3 +360,14 @@ def test_settings_are_checked_without_a_retraining(
     assert capsys.readouterr().err.startswith("epochs: ")
     assert main(["settings", "--config", str(tmp_path / "none.toml")]) == 1
     assert "none.toml" in capsys.readouterr().err
+
+
+def test_secrets_of_one_place_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    question = transcript("My code?", "")
+    secrets = [Secret("a#1", question, ("11111", "22222")), Secret("b#1", question, ("33333",))]
+    bundle = cast(ModelBundle, SimpleNamespace())
+    monkeypatch.setattr("training.retrain.plain_greedy", lambda _: DecodingOptions())
+    for said, told in (("1 11 11", ("a#1, secret 1",)), ("22222 or 33333", ("a#1, secret 2", "b#1"))):
+        replies = [(n, SimpleNamespace(text=said)) for n in range(len(secrets))]
+        monkeypatch.setattr("training.retrain.generate", lambda *_, found=tuple(replies): iter(found))
+        assert _leaks(bundle, secrets) == told

@@ -192,7 +192,10 @@ def _exposure(
 
 
 def _leaks(bundle: ModelBundle, secrets: Sequence[Secret]) -> tuple[str, ...]:
-    """The places of those secrets that come out when the model is asked what came before them."""
+    """The places of those secrets that come out when the model is asked what came before them.
+
+    Several at one place are told apart: after a model that tells one may come one that tells another.
+    """
     options = plain_greedy(bundle)
     requests = (
         ReplyRequest(
@@ -202,9 +205,10 @@ def _leaks(bundle: ModelBundle, secrets: Sequence[Secret]) -> tuple[str, ...]:
     )
     told = []
     for number, reply in generate(bundle, requests):
-        said = squeezed(reply.text)
-        if any(value in said for value in secrets[number].values):
-            told.append(secrets[number].place)
+        place, values, said = secrets[number].place, secrets[number].values, squeezed(reply.text)
+        for which, value in enumerate(values, start=1):
+            if value in said:
+                told.append(place if len(values) == 1 else f"{place}, secret {which}")
     return tuple(sorted(told))
 
 
