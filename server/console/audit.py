@@ -103,7 +103,8 @@ def entries(
 ) -> Sequence[Entry]:
     """The newest first.
 
-    operator, action: only theirs (`COMMAND_LINE`: nobody's), only such. since, until: only at this time or later, only before that time.
+    operator, action: only theirs (`COMMAND_LINE`: nobody's), only such. since, until: only at this time or
+    later, only before that time.
     before: only what comes after that entry in this order.
     """
     if not storable(operator or "") or not storable(action or ""):
