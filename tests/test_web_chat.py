@@ -507,6 +507,23 @@ def test_a_reply_that_found_no_room_is_asked_for_again_by_itself(page: Page, cha
     assert [frame["id"] for frame in said_frames(chat)] == [name, name]
 
 
+def test_what_is_written_meanwhile_does_not_keep_a_reply_from_being_asked_for(
+    page: Page, chat: FakeChat
+) -> None:
+    chat.held = True
+    say(page, "Tell me")
+    page.locator(".streaming").wait_for()
+    name = said_frames(chat)[0]["id"]
+    chat.tell({"type": "error", "code": "busy", "message": "full", "id": name, "retry_after": 0.5})
+    say(page, "Hello?")
+    expect(waiting(page).locator(".status")).to_have_text("Waiting for the reply to end")
+    assert [frame["id"] for frame in chat.wait_for("say", 2)] == [name, name]
+    chat.held = False
+    chat.stream("Here you are.")
+    chat.finish()
+    shown(page, "Tell me", "Here you are.", "Hello?", "You said: Hello?")
+
+
 def test_a_wish_to_stop_outlives_the_connection(page: Page, chat: FakeChat) -> None:
     chat.held = True
     say(page, "Tell me everything")

@@ -88,6 +88,7 @@ export class Chat {
     this.#ratings.clear();
     this.#refusals = 0;
     this.#resumedFrom = -1;
+    this.#cancelPump();
     this.#connection.restart();
     this.#changed();
   }
@@ -401,8 +402,9 @@ export class Chat {
 
   /** Says the oldest waiting message, one at a time: the next follows when it was answered. */
   #pump() {
-    this.#cancelPump();
+    // While a reply is awaited, the timer may be the one that asks a busy server for it again.
     if (!this.ready || this.conversation.awaiting) return;
+    this.#cancelPump();
     if (this.outbox.entries.some((entry) => entry.state === "sent")) return;
     const entry = this.outbox.entries.find((one) => one.state === "queued");
     if (entry === undefined) return;
