@@ -200,6 +200,35 @@ def test_focus_is_visible_wherever_it_goes(page: Page) -> None:
         assert page.evaluate(outline) or name.startswith("<body"), name
 
 
+def test_a_button_that_goes_when_it_is_used_leaves_the_focus_in_the_message_box(
+    page: Page, chat: FakeChat
+) -> None:
+    box = page.get_by_label("Your message")
+
+    def use(name: str) -> None:
+        page.get_by_role("button", name=name).press("Enter")
+        expect(box).to_be_focused()
+
+    chat.answer = lambda text: (["line\n" * 60], {})
+    chat.errors = [{"code": "bad_option", "field": "temperature"}]
+    say(page, "Hi")
+    use("Try again")
+    expect(page.locator("[role=log] .bot")).to_have_count(1)
+    page.locator("#scroller").evaluate("(scroller) => { scroller.scrollTop = 0; }")
+    use("Latest message")
+    say(page, "x" * 2001)
+    use("Dismiss")
+    chat.lose_connections(down=503)
+    use("Try now")
+
+
+def test_resetting_the_settings_leaves_the_focus_in_their_panel(page: Page) -> None:
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_role("radio", name="Greedy").check()
+    page.get_by_role("button", name="Reset to defaults").press("Enter")
+    expect(page.get_by_role("button", name="Done")).to_be_focused()
+
+
 SMALL: Final = """() => [...document.querySelectorAll("button, a, input, textarea, summary")]
   .filter((node) => node.checkVisibility({ visibilityProperty: true }) && !node.closest("[inert]"))
   .filter((node) => node.type !== "radio" && node.id !== "skip")

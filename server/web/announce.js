@@ -14,16 +14,15 @@ export function announce(text) {
   });
 }
 
-/** Shown for a while, and announced. The same words again take the place of those that are still shown. */
+/** Shown for a while, longer while it is pointed at or holds the focus, and announced. The same words again take the place of those that are still shown. */
 export function notice(text) {
   for (const old of [...byId("notices").children]) if (old.firstChild.textContent === text) old.remove();
   const close = element("button", { type: "button", class: "icon-button", "aria-label": "Dismiss" }, icon("close"));
   const node = element("div", { class: "notice" }, element("p", {}, text), close);
-  const timer = setTimeout(() => node.remove(), NOTICE_LASTS);
-  close.addEventListener("click", () => {
-    clearTimeout(timer);
-    node.remove();
-  });
+  const leave = () => (node.matches(":hover, :focus-within") ? wait() : node.remove());
+  const wait = () => setTimeout(leave, NOTICE_LASTS);
+  close.addEventListener("click", () => node.remove());
+  wait();
   byId("notices").append(node);
   announce(text);
 }

@@ -41,16 +41,20 @@ const transcript = new TranscriptView(chat, {
     chat.askAgain();
     composer.focusUnlessTouch();
   },
-  retry: (id) => chat.retry(id),
+  retry(id) {
+    chat.retry(id);
+    composer.focusUnlessTouch();
+  },
   edit: (id) => composer.putBack(chat.withdraw(id)),
   discard(id) {
     chat.withdraw(id);
     composer.focusUnlessTouch();
   },
+  jumped: () => composer.focusUnlessTouch(),
 });
 const composer = new Composer(chat, () => transcript.follow());
 const sidebar = new Sidebar(chat);
-const banner = new Banner(chat);
+const banner = new Banner(chat, () => composer.focusUnlessTouch());
 const attendance = new Attendance(chat, () => composer.focusUnlessTouch());
 const panel = new SettingsPanel(settings);
 
@@ -139,6 +143,9 @@ function wirePage() {
     composer.focus();
   });
   byId("new-chat").addEventListener("click", () => composer.focusUnlessTouch());
+  byId("notices").addEventListener("click", (event) => {
+    if (event.target.closest("button")) composer.focusUnlessTouch();
+  });
   window.addEventListener("hashchange", route);
   window.addEventListener("online", () => chat.wake());
   window.addEventListener("offline", render);

@@ -15,9 +15,13 @@ export class Banner {
   #banner = byId("banner");
   #action = byId("banner-action");
 
-  constructor(chat) {
+  /** @param onAction when the button was used: it goes while the page tries, so the focus needs another place */
+  constructor(chat, onAction) {
     this.#chat = chat;
-    this.#action.addEventListener("click", () => chat.reconnectNow());
+    this.#action.addEventListener("click", () => {
+      chat.reconnectNow();
+      onAction();
+    });
   }
 
   render() {

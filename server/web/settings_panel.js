@@ -36,6 +36,7 @@ export class SettingsPanel {
     }
     byId("settings-reset").addEventListener("click", () => {
       settings.reset();
+      byId("settings-done").focus(); // This button is switched off now, and would keep the focus from keys.
       this.#render();
       announce("Settings are back to their defaults.");
     });

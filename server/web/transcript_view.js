@@ -39,7 +39,10 @@ export class TranscriptView {
     this.#actions = actions;
     byId("streaming").after(this.#failure);
     this.#scroller.addEventListener("scroll", () => this.#scrolled(), { passive: true });
-    this.#jump.addEventListener("click", () => this.follow());
+    this.#jump.addEventListener("click", () => {
+      this.follow();
+      actions.jumped();
+    });
     // The end also moves when the window, the composer or an opened detail changes the height.
     const observer = new ResizeObserver(() => this.#stick());
     observer.observe(this.#scroller);
