@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
-from playwright.sync_api import BrowserContext, Locator, Page, expect
+from playwright.sync_api import BrowserContext, Locator, Page, Route, expect
 
 from tests.fake_chat_server import FINGERPRINT, FakeChat
 
@@ -88,6 +88,36 @@ def test_enter_that_chooses_a_composed_character_does_not_send(page: Page, chat:
     box.dispatch_event("keydown", {"key": "Enter", "isComposing": True})
     expect(box).to_have_value("にほ")
     assert said_frames(chat) == []
+
+
+def test_what_is_typed_before_the_scripts_have_come_is_kept(
+    new_context: Callable[..., BrowserContext], chat: FakeChat
+) -> None:
+    page = new_context().new_page()
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/static/app.js", hold)
+    page.goto(chat.address, wait_until="commit")
+    box = page.get_by_label("Your message")
+    box.press_sequentially("Hello?")
+    expect(page.get_by_role("button", name="Send message")).to_be_disabled()  # it would leave the page
+    held[0].continue_()
+    page.locator("#presence[data-phase=ready]").wait_for()
+    expect(box).to_have_value("Hello?")
+    page.get_by_role("button", name="Send message").click()
+    shown(page, "Hello?", "You said: Hello?")
+
+
+def test_the_message_box_shows_all_lines_when_the_window_gets_narrow(page: Page) -> None:
+    box = page.get_by_label("Your message")
+    box.fill("some words that fill a line " * 5)
+    page.set_viewport_size({"width": 420, "height": 800})
+    page.wait_for_function("() => text.clientWidth < 400 && text.scrollHeight <= text.clientHeight")
+    page.set_viewport_size({"width": 1280, "height": 800})
+    page.wait_for_function("() => text.clientHeight < 110")
 
 
 def test_nothing_is_not_sent(page: Page, chat: FakeChat) -> None:
@@ -226,6 +256,15 @@ def test_escape_in_the_comment_puts_only_the_comment_away(page: Page, chat: Fake
     page.get_by_label("What was good about it?").press("Escape")
     expect(page.locator(".comment")).to_have_count(0)
     assert chat.of_type("cancel") == []
+
+
+def test_escape_that_drops_a_composed_character_leaves_the_comment(page: Page) -> None:
+    say(page, "Hi")
+    page.get_by_role("button", name="Good reply").click()
+    field = page.get_by_label("What was good about it?")
+    field.fill("にほ")
+    field.dispatch_event("keydown", {"key": "Escape", "isComposing": True})
+    expect(field).to_have_value("にほ")
 
 
 # Conversations

@@ -21,11 +21,13 @@ export class Composer {
   #send = byId("send");
   #stop = byId("stop");
   #zone = "far";
+  #width = 0;
 
   constructor(chat, onSent) {
     this.#chat = chat;
     this.#onSent = onSent;
-    this.#text.value = draft.get();
+    // What was typed before this script came over a slow network is worth more than an older draft.
+    if (this.#text.value === "") this.#text.value = draft.get();
     this.#text.addEventListener("input", () => this.#edited());
     this.#text.addEventListener("keydown", (event) => this.#key(event));
     this.#form.addEventListener("submit", (event) => {
@@ -34,6 +36,8 @@ export class Composer {
     });
     this.#stop.addEventListener("click", () => this.stop());
     this.#edited();
+    // A window of another width, or a phone that is turned, breaks the lines elsewhere.
+    new ResizeObserver(() => this.#fitWidth()).observe(this.#text);
   }
 
   focus() {
@@ -92,9 +96,19 @@ export class Composer {
 
   #edited() {
     draft.set(this.#text.value);
+    this.#fit();
+    this.#measure();
+  }
+
+  #fit() {
     this.#text.style.height = "auto";
     this.#text.style.height = `${this.#text.scrollHeight}px`;
-    this.#measure();
+  }
+
+  #fitWidth() {
+    if (this.#text.clientWidth === this.#width) return;
+    this.#width = this.#text.clientWidth;
+    this.#fit();
   }
 
   #measure() {

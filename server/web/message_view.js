@@ -117,7 +117,7 @@ export class ReplyView {
       done();
     };
     const keydown = (event) => {
-      if (event.key !== "Escape") return;
+      if (event.key !== "Escape" || event.isComposing) return;
       event.stopPropagation(); // Here Esc puts the question away; it must not stop a reply as well.
       done();
     };
