@@ -646,6 +646,21 @@ HOSTILE: Final = [
 ]
 
 
+def test_a_notice_covers_neither_the_text_it_is_about_nor_the_way_to_the_end(
+    page: Page, chat: FakeChat
+) -> None:
+    chat.answer = lambda text: (["line\n" * 60], {})
+    say(page, "Hi")
+    expect(replies(page)).to_have_count(1)
+    page.locator("#scroller").evaluate("(scroller) => { scroller.scrollTop = 0; }")
+    say(page, "word " * 500)
+    expect(page.get_by_role("button", name="Latest message")).to_be_visible()
+    edges = "(node) => { const { top, bottom } = node.getBoundingClientRect(); return [top, bottom]; }"
+    notice, jump, form = (page.locator(name).evaluate(edges) for name in (".notice", "#jump", "#composer"))
+    assert notice[1] <= jump[0]
+    assert jump[1] <= form[0]
+
+
 def test_no_message_is_anything_but_text(page: Page, chat: FakeChat) -> None:
     elements = "() => document.querySelectorAll('script, iframe, img, svg, h1').length"
     within = "() => document.querySelectorAll('.text *, .conversations a *').length"
