@@ -253,6 +253,36 @@ def test_a_narrow_screen_or_large_type_needs_no_sideways_scrolling(
         assert (page.evaluate(wide), page.evaluate(clipped)) == (0, 0), scene
 
 
+def test_the_whole_conversation_is_printed_and_nothing_to_click(open_page: OpenPage, chat: FakeChat) -> None:
+    page = open_page(color_scheme="dark")
+    chat.answer = lambda text: (["line\n" * 60], {})
+    say(page, "Hi")
+    expect(page.locator("[role=log] .bot")).to_have_count(1)
+    page.emulate_media(media="print")
+    assert page.evaluate("() => scroller.scrollHeight === scroller.clientHeight")
+    assert page.evaluate("() => document.documentElement.scrollHeight > 1500")
+    assert page.evaluate("() => getComputedStyle(document.body).color") == "rgb(29, 36, 33)"
+    expect(page.get_by_role("log").get_by_text("Hi", exact=True)).to_be_visible()
+    for clicked in (page.get_by_role("button"), page.get_by_role("link"), page.get_by_role("textbox")):
+        expect(clicked).to_have_count(0)
+
+
+def test_forced_colors_leave_a_rating_the_open_chat_and_a_growing_reply_to_be_seen(
+    open_page: OpenPage, chat: FakeChat
+) -> None:
+    page = open_page(forced_colors="active")
+    say(page, "Hi")
+    page.get_by_role("button", name="Good reply").click()
+    chat.held = True
+    say(page, "More")
+    page.locator(".dots").wait_for()
+    shade = "(node) => getComputedStyle(node).backgroundColor"
+    ground = page.locator("html").evaluate(shade)
+    for name in ("[aria-pressed=true]", ".conversations [aria-current]", ".dots span", ".presence .dot"):
+        color = page.locator(name).first.evaluate(shade)
+        assert color not in (ground, "rgba(0, 0, 0, 0)"), name
+
+
 def test_those_who_want_no_motion_get_none(open_page: OpenPage, chat: FakeChat) -> None:
     page = open_page(reduced_motion="reduce")
     chat.held = True
