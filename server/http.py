@@ -285,6 +285,7 @@ def _add_conversations(app: FastAPI, backend: Backend) -> None:
     async def conversations(
         authorization: Annotated[str, Header(description="Bearer, a space, and the visitor's token")] = "",
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        offset: Annotated[int, Query(ge=0, le=1_000_000, description="how many to pass over")] = 0,
     ) -> ConversationList:
         scheme, _, token = authorization.partition(" ")
         visitor = None
@@ -292,7 +293,7 @@ def _add_conversations(app: FastAPI, backend: Backend) -> None:
             visitor = await backend.offload(backend.store.visitor_of, token.strip())
         if visitor is None:
             raise HTTPException(401, "a visitor's token is needed", {"www-authenticate": "Bearer"})
-        found = await backend.offload(backend.store.conversations, visitor, limit)
+        found = await backend.offload(backend.store.conversations, visitor, limit, offset)
         return ConversationList(
             conversations=[Conversation.model_validate(summary, from_attributes=True) for summary in found]
         )

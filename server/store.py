@@ -167,8 +167,11 @@ class Store:
         with reading(self._engine) as connection:
             return connection.scalar(query) is not None
 
-    def conversations(self, visitor_id: str, limit: int = 50) -> list[ConversationSummary]:
-        """The visitor's conversations in which something was said, the one that was last active first."""
+    def conversations(self, visitor_id: str, limit: int = 50, offset: int = 0) -> list[ConversationSummary]:
+        """The visitor's conversations in which something was said, the one that was last active first.
+
+        ``offset`` of them are passed over.
+        """
         if not storable(visitor_id):
             return []
         opening = (
@@ -185,6 +188,7 @@ class Store:
             .where(Conversation.visitor_id == visitor_id, Conversation.last_seq > 0)
             .order_by(Conversation.updated_at.desc(), Conversation.id.desc())
             .limit(_clip(limit))
+            .offset(_clip(offset))
         )
         with reading(self._engine) as connection:
             rows = connection.execute(query).all()

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Final, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
@@ -200,7 +200,11 @@ class FakeChat:
         if path == "/v1/chat":
             return None if self.closed_for is None else _response(HTTPStatus(self.closed_for), b"", TEXT)
         if path == "/api/conversations":
-            return self._conversations(request.headers.get("Authorization", ""))
+            asked = parse_qs(urlsplit(request.path).query)
+            offset, limit = (int(asked[name][0]) for name in ("offset", "limit"))
+            return self._conversations(
+                request.headers.get("Authorization", ""), slice(offset, offset + limit)
+            )
         name = "index.html" if path == "/" else path.removeprefix("/static/")
         file = WEB / name
         if "/" in name or not file.is_file():
@@ -208,7 +212,7 @@ class FakeChat:
         kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
         return _response(HTTPStatus.OK, file.read_bytes(), kind)
 
-    def _conversations(self, authorization: str) -> Response:
+    def _conversations(self, authorization: str, part: slice) -> Response:
         token = authorization.removeprefix("Bearer ")
         if token not in self.tokens:
             return _response(HTTPStatus.UNAUTHORIZED, b'{"error": {"code": "unauthenticated"}}', JSON)
@@ -222,7 +226,7 @@ class FakeChat:
             for talk in self.talks.values()
             if talk.token == token and talk.messages
         ]
-        return _response(HTTPStatus.OK, json.dumps({"conversations": found[::-1]}).encode(), JSON)
+        return _response(HTTPStatus.OK, json.dumps({"conversations": found[::-1][part]}).encode(), JSON)
 
     # The chat socket
 

@@ -109,6 +109,7 @@ def test_pages_have_neither_inline_code_nor_inline_style(server: LiveServer) -> 
         ("GET", "/api/conversations", 401, "unauthenticated"),
         ("GET", "/api/conversations?limit=0", 400, "bad_request"),
         ("GET", "/api/conversations?limit=many", 400, "bad_request"),
+        ("GET", "/api/conversations?offset=-1", 400, "bad_request"),
     ],
 )
 def test_every_error_has_one_shape(
@@ -156,6 +157,8 @@ def test_a_visitor_sees_their_conversations_and_nobody_elses(server: LiveServer)
     found = ask(server, "/api/conversations", Authorization=f"Bearer {token}").json["conversations"]
     assert [(one["id"], one["title"]) for one in found] == [(conversation, "Where is my parcel?")]
     assert found[0]["created_at"].endswith("Z")
+    rest = ask(server, "/api/conversations?offset=1", Authorization=f"Bearer {token}").json["conversations"]
+    assert rest == []
     for authorization in ("Bearer nobody", f"Basic {token}", token, "Bearer ", "Bearer \u00e9"):
         assert ask(server, "/api/conversations", Authorization=authorization).status == 401
 

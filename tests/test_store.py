@@ -154,6 +154,8 @@ def test_the_side_list_has_the_last_active_conversation_first(engine: Engine) ->
     )
     assert [summary.id for summary in store.conversations(anna, limit=1)] == [first]
     assert store.conversations(anna, limit=-1) == []
+    assert [summary.id for summary in store.conversations(anna, offset=1)] == [second]
+    assert store.conversations(anna, offset=2) == []
     assert silent not in {summary.id for summary in summaries}
 
 

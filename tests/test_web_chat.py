@@ -8,7 +8,7 @@ from typing import Any, Final
 import pytest
 from playwright.sync_api import BrowserContext, Locator, Page, Route, expect
 
-from tests.fake_chat_server import FINGERPRINT, FakeChat
+from tests.fake_chat_server import FINGERPRINT, FakeChat, Talk
 
 pytest_plugins = ["tests.web_fixtures"]
 pytestmark = pytest.mark.browser
@@ -294,6 +294,30 @@ def test_earlier_conversations_are_listed_and_opened(page: Page) -> None:
     expect(links.last).to_have_attribute("aria-current", "page")
     page.go_back()
     shown(page, "About trains", "You said: About trains")
+
+
+def test_conversations_beyond_the_first_fifty_are_listed_on_request(page: Page, chat: FakeChat) -> None:
+    say(page, "Hi")
+    expect(replies(page)).to_have_count(1)
+
+    def talk_often() -> None:
+        for number in range(259):
+            talk = Talk(f"old{number}", chat.talk.token)
+            talk.append("user", f"About {number}")
+            chat.talks = {talk.id: talk, **chat.talks}
+
+    chat.act(talk_often)
+    page.reload()
+    links = page.get_by_role("navigation").locator(".conversations a")
+    expect(links).to_have_count(50)
+    more = page.get_by_role("button", name="Show earlier ones")
+    more.press("Enter")
+    expect(links).to_have_count(250)
+    expect(links.nth(50)).to_be_focused()
+    more.press("Enter")
+    expect(links).to_have_count(260)
+    expect(links.last).to_have_text("About 258")
+    expect(more).to_be_hidden()
 
 
 def test_new_chat_on_an_unused_chat_opens_no_second_one(page: Page, chat: FakeChat) -> None:

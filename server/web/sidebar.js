@@ -5,6 +5,10 @@ import { dayWords } from "./words.js";
 
 const NARROW = window.matchMedia("(max-width: 52rem)");
 
+/** How many conversations are listed at first, and how many more the server gives at a time. */
+const LISTED = 50;
+const MORE = 200;
+
 /** The address that opens a conversation; plain links, so that they open in new tabs as well. */
 export const addressOf = (conversation) => `#c/${conversation}`;
 
@@ -14,9 +18,11 @@ export class Sidebar {
   #signature = "";
   #open = false;
   #asked = 0;
+  #wanted = LISTED;
   #nav = byId("sidebar");
   #opener = byId("open-drawer");
   #backdrop = byId("backdrop");
+  #more = byId("more-conversations");
 
   /** Asks the server for the list, once for any number of calls in a row. */
   refresh = coalesce(() => this.#fetch());
@@ -29,6 +35,7 @@ export class Sidebar {
     this.#nav.addEventListener("click", (event) => {
       if (event.target.closest("a")) this.toggle(false);
     });
+    this.#more.addEventListener("click", () => this.#showMore());
     NARROW.addEventListener("change", () => this.toggle(false));
     this.toggle(false);
   }
@@ -80,15 +87,38 @@ export class Sidebar {
     if (token === null) return;
     const asked = ++this.#asked;
     try {
-      const headers = { Authorization: `Bearer ${token}` };
-      const response = await fetch("/api/conversations", { headers, cache: "no-store" });
+      const found = await listed(token, this.#wanted);
       // A slow answer must not overwrite that of a later question.
-      if (!response.ok || asked !== this.#asked) return;
-      const { conversations } = await response.json();
-      this.#known = Array.isArray(conversations) ? conversations : [];
+      if (asked !== this.#asked) return;
+      this.#known = found;
       this.render();
+      setHidden(this.#more, found.length < this.#wanted);
     } catch {
       // Without a connection the list stays as it was; the banner tells why.
     }
   }
+
+  /** The focus goes to the first of those that were not listed before: the button may be gone. */
+  async #showMore() {
+    const before = this.#known.length;
+    this.#wanted += MORE;
+    await this.#fetch();
+    this.#nav.querySelectorAll(".conversations a")[before]?.focus();
+  }
+}
+
+/** The latest `count` conversations, fewer if there are no more. */
+async function listed(token, count) {
+  const headers = { Authorization: `Bearer ${token}` };
+  const found = new Map(); // One that moves up between two answers is in both.
+  for (let offset = 0; offset < count; offset += MORE) {
+    const limit = Math.min(MORE, count - offset);
+    const address = `/api/conversations?limit=${limit}&offset=${offset}`;
+    const response = await fetch(address, { headers, cache: "no-store" });
+    if (!response.ok) throw new Error(`no list: ${response.status}`);
+    const { conversations } = await response.json();
+    for (const one of conversations) found.set(one.id, one);
+    if (conversations.length < limit) break;
+  }
+  return [...found.values()];
 }
