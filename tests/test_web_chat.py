@@ -884,6 +884,19 @@ def test_on_a_phone_the_conversations_are_in_a_drawer(open_page: Callable[..., P
     expect(sidebar).not_to_be_in_viewport()
 
 
+def test_a_greeting_higher_than_the_window_begins_at_its_beginning(open_page: Callable[..., Page]) -> None:
+    page = open_page(viewport={"width": 640, "height": 320})
+    greeting = page.get_by_role("heading", name="Hello. What can I do for you?")
+    expect(greeting).to_be_in_viewport(ratio=1)
+    example = page.get_by_role("button", name="How do I install a package")
+    example.scroll_into_view_if_needed()
+    page.locator("#scroller").evaluate("(scroller) => { scroller.scrollTop = 0; }")
+    expect(greeting).to_be_in_viewport(ratio=1)
+    expect(page.get_by_role("button", name="Latest message")).to_be_hidden()
+    example.click()
+    expect(replies(page).get_by_role("button", name="Good reply")).to_be_in_viewport()
+
+
 def test_a_reader_of_old_messages_is_left_there(page: Page, chat: FakeChat) -> None:
     chat.answer = lambda text: (["line\n" * 30], {})
     for number in range(3):

@@ -157,12 +157,13 @@ export class TranscriptView {
 
   #scrolled() {
     const { scrollTop, scrollHeight, clientHeight } = this.#scroller;
-    this.#following = scrollHeight - scrollTop - clientHeight < FOLLOWING;
+    // A greeting that is higher than the window is read from its beginning, and has no end to go to.
+    this.#following = this.#chat.unused || scrollHeight - scrollTop - clientHeight < FOLLOWING;
     setHidden(this.#jump, this.#following);
   }
 
   #stick() {
-    if (this.#following) this.#scroller.scrollTop = this.#scroller.scrollHeight;
-    else setHidden(this.#jump, false);
+    if (!this.#following) setHidden(this.#jump, false);
+    else if (!this.#chat.unused) this.#scroller.scrollTop = this.#scroller.scrollHeight;
   }
 }
