@@ -368,7 +368,9 @@ def test_behind_a_trusted_proxy_addresses_are_its_visitors(tiny_model_dir: Path,
         assert "; Secure" in secure.headers["set-cookie"]
 
 
-def test_a_flood_of_sign_ins_does_not_hold_up_the_chat(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flood_of_sign_ins_does_not_hold_up_the_chat(
+    door: Door, real_hashes: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Passwords are looked at one at a time, few wait, and whoever was here before is not left outside."""
     door.accounts.add("fritz", "reviewer", PASSWORD)
     assert door.sign_in("fritz", PASSWORD, "127.6.0.1").status == 200

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,15 +17,25 @@ from training.__main__ import main
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = ".venv/bin/python -m "
+RUN = "make run "
 SMALLER = ["--set=model.hidden_size=16", "--set=model.state_size=8", "--set=model.encoder_size=8"]
 SMALLER += ["--set=model.embedding_size=16", "--set=max_steps=3", "--set=final_replies=5", "--set=device=cpu"]
 
 
 def commands(page: str) -> list[list[str]]:
-    """The commands of a page's shell blocks, without the interpreter."""
+    """The commands of a page's shell blocks, without the interpreter; ``make run`` as what it runs."""
     blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line.removeprefix(PYTHON)) for line in lines if line.startswith(PYTHON)]
+    found = [shlex.split(line.removeprefix(PYTHON)) for line in lines if line.startswith((PYTHON, RUN))]
+    return [_by_make(words) if words[:2] == RUN.split() else words for words in found]
+
+
+def _by_make(words: Sequence[str]) -> list[str]:
+    """What the Makefile passes on."""
+    (given,) = words[2:]
+    name, _, arguments = given.partition("=")
+    assert name == "ARGS"
+    return ["server", "serve", *shlex.split(arguments)]
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
