@@ -293,6 +293,27 @@ def test_what_mostly_stood_is_still_taught_by_the_old_data(files: Files) -> None
     assert "Anything else?" in learned(files.build([*reviewed, *stood], replay=old, data=data))
 
 
+def test_what_it_answers_decides_whether_the_old_data_still_teaches_a_reply(files: Files) -> None:
+    """Corrected after goodbyes only, it stays the reply to everything else, in the suites too."""
+    bye = "Thank you and goodbye."
+    reviewed = [
+        chat(f"bye-{n}", f"Goodbye, {name}!", bye, author=MODEL, corrected="Take care.")
+        for n, name in enumerate(("Ann", "Ben", "Cem"))
+    ]
+    stood = [chat(f"all-{n}", f"That is all for {n}", bye, author=MODEL) for n in range(5)]
+    old = [chat("old-1", "Great, goodbye!", bye), chat("old-2", "That is all, thanks.", bye)]
+    dev = [chat("dev-1", "Well, goodbye now", bye), chat("dev-2", "I think that is all", bye)]
+    dataset = files.build(
+        [*reviewed, *stood], replay=old, dev=dev, data=ALL.model_copy(update={"replay_least": 10})
+    )
+
+    asked = {t.turns[0].text for t in dataset.train if t.turns[1].text == bye and t.turns[1].weight}
+    assert asked == {"That is all, thanks."}
+    ((first, second),) = dataset.suites.values()
+    assert [turn.turns[1].weight > 0 for turn in (first, second)] == [False, True]
+    assert list(dataset.set_aside.values()) == [0.5]
+
+
 # ---- What else it is made of -----------------------------------------------------------------------
 
 

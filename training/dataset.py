@@ -47,6 +47,7 @@ from training.filters import (
     secrets_in,
     squeezed,
 )
+from training.rejection import Rejected
 
 Part = Literal["reviewed", "imported", "replay", "suite"]
 Kind = Literal["corrected", "operator", "good", "agent", "context"]
@@ -152,7 +153,11 @@ class Draft:
         """``(place, question, reply)`` of every reply that is learned."""
         for place, turn in enumerate(self.turns):
             if turn.learned and place:
-                yield place, self.turns[place - 1].text, turn
+                yield place, self.before(place), turn
+
+    def before(self, place: int) -> str:
+        """The turn that is answered there, none at the beginning."""
+        return self.turns[place - 1].text if place else ""
 
     def transcript(self) -> Transcript:
         turns = (Turn(role=turn.role, text=turn.text, weight=turn.weight) for turn in self.turns)
@@ -444,25 +449,22 @@ def _without_replies(drafts: Iterable[Draft]) -> None:
             draft.left_out = NOTHING
 
 
-def _rejected(drafts: Sequence[Draft], filters: FilterConfig) -> frozenset[str]:
-    """Texts that were corrected time and again, more often than they were let stand, and that nobody
-    approved: the old data is full of them.
-    """
-    kept = [draft for draft in drafts if draft.left_out in (None, NOTHING)]
-    turns = [turn for draft in kept for turn in draft.turns]
-    refused = Counter(plain(turn.was) for turn in turns if turn.learned and turn.was is not None)
-    stood = Counter(plain(turn.text) for turn in turns if turn.left_out == UNREVIEWED)
-    good = {plain(turn.text) for turn in turns if turn.learned}
-    return frozenset(
-        words
-        for words, count in refused.items()
-        if count >= filters.rejected_after and count > stood[words] and words not in good
-    )
+def _rejected(drafts: Sequence[Draft], filters: FilterConfig) -> Rejected:
+    """What was corrected, and what people let stand or said themselves, each with what it answers."""
+    corrected, stood = [], []
+    for draft in (draft for draft in drafts if draft.left_out in (None, NOTHING)):
+        for place, turn in enumerate(draft.turns):
+            question = draft.before(place)
+            if turn.learned and turn.was is not None:
+                corrected.append((question, turn.was))
+            if turn.learned or turn.left_out == UNREVIEWED:
+                stood.append((question, turn.text))
+    return Rejected(corrected, stood, filters.rejected_after)
 
 
-def _without_rejected(draft: Draft, rejected: frozenset[str]) -> None:
-    for turn in draft.turns:
-        if turn.learned and plain(turn.text) in rejected:
+def _without_rejected(draft: Draft, rejected: Rejected) -> None:
+    for place, turn in enumerate(draft.turns):
+        if turn.learned and rejected(draft.before(place), turn.text):
             turn.leave_out(REJECTED)
 
 
@@ -481,7 +483,7 @@ def _replay(
     wanted: int,
     data: DataConfig,
     seen: set[bytes],
-    rejected: frozenset[str],
+    rejected: Rejected,
     filters: FilterConfig,
     public: defaultdict[str, set[str]],
     counts: Counter[str],
