@@ -1,10 +1,11 @@
-"""Products with 8-bit weights, and GRU layers made of them: torch's FBGEMM, for processors with AVX512-VNNI.
+"""Products with 8-bit weights, and GRU layers made of them: torch's FBGEMM, for processors with AVX2.
 
     x W^T = s_x s_W (q_x q_W^T)         q: whole numbers of 8 bits, their products summed in 32
 
 Each output has its own scale s_W. Inputs are brought between -1 and 1, each row by its own largest value
-(GRU states lie there already). Sums of whole numbers are exact in any order, so a row's products are the
-same, bit for bit, whatever shares its batch.
+(GRU states lie there already). Weights use 7 of their 8 bits: processors without VNNI add two products at a
+time up in 16 bits, which 2 * 255 * 63 fits and 2 * 255 * 127 does not. Sums of whole numbers are exact in any
+order, so a row's products are the same, bit for bit, whatever shares its batch.
 
 Shapes: N rows, X input, Y output, H hidden, P packed tokens, T steps.
 """
@@ -21,7 +22,9 @@ from torch import Tensor, nn
 from chatbot.cells import LoopedLayer
 
 _LEVELS: Final = 127
-"""Steps of 8 bits on either side of zero."""
+"""Steps of an input's 8 bits on either side of zero."""
+_WEIGHT_LEVELS: Final = 63
+"""Steps of a weight."""
 _ZERO: Final = 128
 """What stands for zero in the inputs, which are unsigned."""
 _SMALLEST: Final = 1e-20
@@ -36,9 +39,8 @@ def missing() -> str | None:
         return "this build of torch has no 8-bit products"
     if not hasattr(torch, "quantize_per_channel"):
         return "this version of torch cannot pack 8-bit weights"
-    # Without these instructions the products saturate at 16 bits, and are no faster than float32.
-    if not torch.cpu.get_capabilities().get("avx512_vnni", False):
-        return "this processor has no 8-bit products (AVX512-VNNI)"
+    if not torch.cpu.get_capabilities().get("avx2", False):
+        return "this processor has no 8-bit products (AVX2)"
     return None
 
 
@@ -49,7 +51,7 @@ class Product(nn.Module):
         """``weight`` (Y, X), ``bias`` (Y,); copied."""
         super().__init__()
         weight = weight.detach().float()
-        scales = (weight.abs().amax(1) / _LEVELS).clamp(min=_SMALLEST).double()
+        scales = (weight.abs().amax(1) / _WEIGHT_LEVELS).clamp(min=_SMALLEST).double()
         zeros = torch.zeros(len(weight), dtype=torch.int64)
         engine = torch.backends.quantized.engine
         with warnings.catch_warnings():

@@ -1,7 +1,7 @@
 """A model as a CPU serves it: weights in 8 bits, and what does not change worked out beforehand.
 
 A step of a few rows is as fast as its weights can be read. In 8 bits they are a quarter of the bytes, and
-processors with AVX512-VNNI multiply them as they are (chatbot.int8). A step of the decoder then is::
+processors with AVX2 multiply them as they are (chatbot.int8). A step of the decoder then is::
 
     bottom layer   table[y] + U b               the embeddings' products with the input weights are one table
     attention      softmax(b (K + R)^T) K       what age adds to a score is in the keys when a reply starts

@@ -35,7 +35,7 @@ from training.corpus import corpus_of
 lowered = pytest.mark.skipif(int8.missing() is not None, reason=str(int8.missing()))
 END = Tokenizer.end_id
 
-NEAR = 0.12
+NEAR = 0.2
 """Nats by which a log-probability of these small, sharpened models may be off; the mean is a quarter."""
 
 SIZES = {"hidden_size": 32, "encoder_size": 32, "state_size": 32}
@@ -155,8 +155,8 @@ def test_a_layer_in_8_bits_is_near_to_its_original() -> None:
                 first = state.view(sizes[0], directions, 20).transpose(0, 1).contiguous()
                 expected, last = gru(packed, first)
                 outputs, low_last = low(inputs, batch_sizes, state)
-            torch.testing.assert_close(outputs, expected.data, atol=0.06, rtol=0)
-            torch.testing.assert_close(low_last, last.transpose(0, 1).flatten(1), atol=0.06, rtol=0)
+            torch.testing.assert_close(outputs, expected.data, atol=0.1, rtol=0)
+            torch.testing.assert_close(low_last, last.transpose(0, 1).flatten(1), atol=0.1, rtol=0)
 
 
 @lowered
@@ -167,11 +167,20 @@ def test_the_products_have_the_precision_of_8_bits() -> None:
     exact = torch.nn.functional.linear(inputs, weight)
     found = int8.Int8Linear(weight, bias)(inputs) - bias
     # Half a step of either side's scale for each of 50 products, at the very most.
-    step = inputs.abs().amax(1, True) * weight.abs().amax(1) / 127
+    step = inputs.abs().amax(1, True) * weight.abs().amax(1) * (1 / 127 + 1 / 63) / 2
     # Past the bias the rest of a small product is rounded away.
     assert ((found - exact).abs() <= 50 * step + 1e-6 * (1 + exact.abs())).all()
     assert (found - exact).abs().div(step)[3:].mean() < 3
     assert torch.equal(int8.Int8Linear(weight, bias)(torch.zeros(2, 50)), bias.expand(2, 70))
+
+
+@lowered
+@pytest.mark.parametrize("signs", [(1, 1), (1, -1), (-1, 1), (-1, -1)])
+def test_the_largest_products_do_not_saturate(signs: tuple[int, int]) -> None:
+    """Processors without VNNI add them up in pairs of 16 bits."""
+    inputs, weight = signs[0] * torch.ones(3, 512), signs[1] * torch.ones(64, 512)
+    found = int8.Product(weight)(inputs)
+    torch.testing.assert_close(found, torch.full((3, 64), 512.0 * signs[0] * signs[1]), atol=0, rtol=1e-6)
 
 
 @lowered
@@ -327,7 +336,7 @@ def test_other_models_stay_as_they_are_for_a_reason(shape: str, tiny_tokenizer: 
 def test_a_processor_without_8_bit_products_serves_float32(
     lively: ModelBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx": True})
     assert "processor" in str(obstacle(lively.config))
     assert served(lively, "int8") is lively
     assert "cuda" in str(obstacle(lively.config, "cuda"))
