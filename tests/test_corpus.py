@@ -89,12 +89,13 @@ def test_the_cache_is_found_again_and_follows_its_sources(tmp_path: Path, tiny_t
     file, cache = tmp_path / "a.jsonl.gz", tmp_path / "cache"
     write_transcripts(file, orders(10))
 
-    def read(**limits: int) -> Corpus:
+    def read(*, max_turn_tokens: int = 50, max_dialogue_tokens: int = 500) -> Corpus:
         return open_corpus(
             [file],
             tiny_tokenizer,
             cache=cache,
-            **{"max_turn_tokens": 50, "max_dialogue_tokens": 500} | limits,
+            max_turn_tokens=max_turn_tokens,
+            max_dialogue_tokens=max_dialogue_tokens,
         )
 
     first = read()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -623,6 +624,21 @@ def test_resuming_what_has_not_begun_begins_and_says_so(
     flags = ["--set=max_steps=1", "--set=final_replies=0", "--resume"]
     assert main(arguments(files, tmp_path / "mine", *flags)) == 0
     assert caplog.messages[0] == f"{tmp_path / 'mine.run'} holds no run to go on from: this one begins"
+
+
+def test_resuming_with_other_transcripts_is_refused(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a checkpoint says of the batches that are done means nothing to other transcripts."""
+    others = tmp_path / "others.jsonl"
+    write_transcripts(others, orders(12))
+    begun = TrainConfig.model_validate(SMALL_RUN | {"max_steps": 1})
+    train([files[0]], [], tmp_path / "model.run", begun, quiet=True)
+    flags = ["--set=max_steps=2", "--resume"]
+    assert main(arguments((others, files[1]), tmp_path / "model", *flags)) == 1
+    assert "begun with other transcripts" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "model.run" / "corpus")  # a cache may be deleted
+    assert main(arguments(files, tmp_path / "model", *flags)) == 0
 
 
 def test_a_model_whose_run_left_no_word_has_a_card_all_the_same() -> None:

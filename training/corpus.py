@@ -36,6 +36,20 @@ BLOCK = 1 << 10
 """Conversations whose turns are counted together."""
 
 
+class OtherCorpus(ValueError):
+    """A run was begun with other transcripts, or with other settings of how they are read."""
+
+    def __init__(self, cache: Path) -> None:
+        super().__init__(cache)
+        self.cache = cache
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cache.parent} was begun with other transcripts or limits: resume with the same ones,"
+            " or learn others in a run of their own (--base goes on from a model)"
+        )
+
+
 @dataclass(frozen=True)
 class Corpus:
     """N turns of D conversations, P tokens."""
@@ -78,13 +92,16 @@ def open_corpus(
     cache: Path,
     max_turn_tokens: int,
     max_dialogue_tokens: int,
+    same: bool = False,
 ) -> Corpus:
     """The corpus of ``files``, from ``cache`` when it was built before. Raises TranscriptError on a malformed
-    line.
+    line, and with ``same`` `OtherCorpus` when another one was built there and this one was not.
     """
     key = _key(files, tokenizer, max_turn_tokens, max_dialogue_tokens)
     place = cache / key
     if not place.exists():
+        if same and any(not path.name.startswith(".") for path in cache.glob("*")):
+            raise OtherCorpus(cache)
         cache.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=cache, prefix=".building-"))
         try:

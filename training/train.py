@@ -116,8 +116,9 @@ def train(
 
     With ``base``, from its weights and with its tokenizer and shape, but for the fields of the shape that
     ``config`` names; what those add starts anew. Raises TranscriptError for a malformed line, ConfigError for
-    a device that is not there, `NothingToLearn`, OtherModel for a checkpoint that does not fit, and `Stopped`
-    when ``stop`` was set: the checkpoint it left continues with ``resume``.
+    a device that is not there, `NothingToLearn`, OtherModel for a checkpoint that does not fit, OtherCorpus
+    for one of other transcripts, and `Stopped` when ``stop`` was set: the checkpoint it left continues with
+    ``resume``.
     """
     world = world or World()
     try:
@@ -195,6 +196,7 @@ def _open(
         cache=work / "corpus",
         max_turn_tokens=shape.max_turn_tokens,
         max_dialogue_tokens=config.max_dialogue_tokens,
+        same=resume,
     )
     if world.first:
         world.wait()

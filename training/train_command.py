@@ -24,6 +24,7 @@ from training import checkpoint
 from training.calibrate import calibrated
 from training.card import model_card
 from training.config import ConfigError, TrainConfig, load_config
+from training.corpus import OtherCorpus
 from training.distributed import join_world, launch
 from training.evaluate import Measured, ReplyFailed, measure, summarize
 from training.train import Diverged, NothingToLearn, Stopped, Trained, names_of, train
@@ -35,6 +36,7 @@ Troubles = (
     TranscriptError,
     NothingToLearn,
     checkpoint.OtherModel,
+    OtherCorpus,
     Diverged,
     Stopped,
     ReplyFailed,
