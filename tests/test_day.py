@@ -149,6 +149,7 @@ def test_the_same_with_the_model_that_ships_and_two_hundred_visitors(tmp_path: P
             "precision": "fp32",
             "final_replies": 400,
             "data.corrected": 64,
+            "filters.rejected_after": 2,
             "epochs": 3,
             "learning_rate": 5e-4,
         },
