@@ -18,7 +18,7 @@ import torch
 from chatbot.model_directory import SUMS, ModelBundle, ModelDirectoryError, find_model
 from server import logs, models
 from server.engine import Engine
-from server.speaker import speaker_of
+from server.speaker import Speaker, speaker_of
 from server.worker import Steps
 
 log = logging.getLogger(__name__)
@@ -89,10 +89,10 @@ class HotSwap:
         except Exception as error:  # noqa: BLE001 - out of memory, say: the old model goes on
             logs.event(log, logging.ERROR, "model_refused", error=logs.place(error))
             return
-        before = self._engine.speaker
-        if (bundle.fingerprint, bundle.defaults) == (before.fingerprint, before.defaults):
+        before, after = self._engine.speaker, speaker_of(bundle, self._rows)
+        if _heard(after) == _heard(before):
             return
-        self._engine.switch(lambda: self._make_batcher(bundle), speaker_of(bundle, self._rows))
+        self._engine.switch(lambda: self._make_batcher(bundle), after)
         logs.event(log, logging.INFO, "model_switched", model=bundle.fingerprint, before=before.fingerprint)
 
     def _look(self) -> Meant | str:
@@ -110,3 +110,8 @@ class HotSwap:
         bundle = self._load(path)
         models.try_out(bundle, self._rows)
         return bundle
+
+
+def _heard(speaker: Speaker) -> tuple[object, ...]:
+    """What a reply can tell: `training calibrate` seals the same model, fingerprint and all, anew."""
+    return speaker.fingerprint, speaker.defaults, speaker.calibration

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from chatbot.confidence import KEY, Calibration
 from chatbot.model_directory import ACTIVE, ModelBundle, load
 from chatbot.tokenizer import Tokenizer
 from server import database, models
@@ -130,3 +131,25 @@ def test_a_model_that_cannot_be_used_changes_nothing(folder: Path, caplog: pytes
     assert [record.getMessage() for record in caplog.records] == ["model_refused"] * 2
     assert "config.json" in reasons[0]
     assert "'nobody'" in reasons[1]
+
+
+def test_the_same_model_with_a_calibration_takes_over(folder: Path, tiny_tokenizer: Tokenizer) -> None:
+    """`training calibrate` seals it anew: its fingerprint stays, and its replies get a confidence."""
+    bundle = load(folder / "one")
+    figures = {"acceptable": 40, "fitted": 1, "judged": 1, "share": 0.5, "error": 0, "area": 0.5, "curve": ()}
+    sure = Calibration.model_validate({"weights": (0.0, 0.0, 0.0, 0.0), "bias": 1.0, **figures})
+    metrics = {KEY: sure.model_dump(mode="json")}
+    assert seal_tiny(folder / "calibrated", tiny_tokenizer, 0, metrics=metrics) == bundle.fingerprint
+
+    async def test() -> None:
+        engine = Engine(lambda: ScriptedBatcher(parrot), capacity=1, speaker=speaker_of(bundle, 8))
+        engine.start()
+        swap = HotSwap(engine, folder, 8, load, lambda _: ScriptedBatcher(parrot))
+        await swap.look()
+        seen = [engine.speaker.calibration]
+        models.promote(folder, "calibrated")
+        await swap.look()
+        assert [*seen, engine.speaker.calibration] == [None, sure]
+        await engine.stop()
+
+    asyncio.run(test())
