@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from typing import Any
 
 import pytest
@@ -285,6 +286,21 @@ def test_models_are_promoted_by_force_only_and_rolled_back(opened: Open, desk: D
     with reading(desk.db) as connection:
         promoted = connection.scalars(select(AuditEntry.details).where(AuditEntry.action == "model.promote"))
         assert list(promoted) == [{"name": "worse", "forced": True}]
+
+
+def test_of_two_models_with_one_fingerprint_the_one_meant_is_promoted(opened: Open, desk: Desk) -> None:
+    """As `training calibrate` leaves them."""
+    models = desk.folder / "models"
+    shutil.copytree(models / "base", models / "again")
+    page = opened("retraining")
+    expect(row(page, "Models", "base")).to_contain_text("answers")
+    expect(page.get_by_role("button", name="Promote base")).to_have_count(0)
+    expect(row(page, "Models", "again")).not_to_contain_text("answers")
+    page.get_by_role("button", name="Promote again").click()
+    sure(page, "Promote")
+    expect(row(page, "Models", "again")).to_contain_text("answers")
+    expect(page.get_by_role("button", name="Promote again")).to_have_count(0)
+    assert (models / "active").read_text(encoding="utf-8") == "again\n"
 
 
 def test_a_canary_and_a_shadow_begin_and_end(opened: Open, desk: Desk) -> None:

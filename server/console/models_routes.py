@@ -101,7 +101,9 @@ async def promote(console: Asked, who: Admin, asked: Promotion) -> ChangeView:
         found = await console.offload(listed, directory)
     except (ModelDirectoryError, OSError):
         raise HTTPException(503, "the models' directory cannot be read") from None
-    wanted = next((each for each in found if asked.model in (each.fingerprint, each.name)), None)
+    # By name first: a calibrated copy has the fingerprint of its original.
+    wanted = next((each for each in found if asked.model == each.name), None)
+    wanted = wanted or next((each for each in found if asked.model == each.fingerprint), None)
     if wanted is None:
         raise HTTPException(404, "there is no such model")
     if _refused(wanted) and not asked.force:

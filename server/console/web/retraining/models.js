@@ -50,13 +50,16 @@ export class ModelsPart {
   }
 
   #table(models, inUse, previous) {
+    // A calibrated copy has the fingerprint of its original: of the two, the one that is meant answers.
+    const meant = models.some((model) => model.in_use && model.fingerprint === inUse);
+    const answers = (model) => model.fingerprint === inUse && (model.in_use || !meant);
     const columns = [{ title: "Model" }, { title: "State" }, { title: "Gate" }, { title: "Promoted" }, { title: "", action: true }];
     return table("Models", columns, models.map((model) => [
       element("span", { class: "model" }, element("strong", {}, name(model.name)), " ", element("code", { class: "soft" }, model.fingerprint)),
-      model.fingerprint === inUse ? mark("answers", "good") : model.in_use ? mark("being loaded", "accent") : model.name === previous ? mark("before", "plain") : "",
+      answers(model) ? mark("answers", "good") : model.in_use ? mark("being loaded", "accent") : model.name === previous ? mark("before", "plain") : "",
       model.gate === null ? "–" : element("span", { class: "flow" }, mark(model.gate.passed ? "passed" : "refused", model.gate.passed ? "good" : "danger"), ...against(model)),
       model.promoted_at ? wholeTime(new Date(model.promoted_at)) : "–",
-      this.#context.admin && model.fingerprint !== inUse ? button("Promote", () => this.#promote(model), { kind: "text", "aria-label": `Promote ${model.name}` }) : "",
+      this.#context.admin && !answers(model) ? button("Promote", () => this.#promote(model), { kind: "text", "aria-label": `Promote ${model.name}` }) : "",
     ]), "No model is in the server's directory.");
   }
 
@@ -75,7 +78,7 @@ export class ModelsPart {
     const reasons = refused ? model.gate.reasons.filter(({ passed }) => !passed).map((each) => each.name).join("; ") : "";
     const question = refused ? `The gate refuses ${model.name} (${reasons}). Let it answer everybody all the same?` : `Let ${model.name} answer everybody from now on?`;
     if (!(await sure(question, refused ? "Promote against the gate" : "Promote", { danger: refused }))) return;
-    await this.#tried(() => this.#context.api.post("/models/promote", { model: model.fingerprint, force: refused }), `${model.name} is promoted`);
+    await this.#tried(() => this.#context.api.post("/models/promote", { model: model.name, force: refused }), `${model.name} is promoted`);
   }
 
   async #rollback() {
