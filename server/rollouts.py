@@ -151,6 +151,10 @@ class Rollouts:
             self._refused.add(plan)
             logs.event(log, logging.ERROR, "rollout_refused", model=plan.model, reason=str(error))
             return
+        except Exception as error:  # noqa: BLE001 - no directory or memory, say: what follows is followed
+            self._refused.add(plan)
+            logs.event(log, logging.ERROR, "rollout_refused", model=plan.model, error=logs.place(error))
+            return
         self._added[plan.model] = bundle
         self._engine.add(lambda: self._make_batcher(bundle), speaker_of(bundle, self._rows))
         logs.event(log, logging.INFO, "rollout", kind=plan.kind, model=plan.model, share=plan.share)

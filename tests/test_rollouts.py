@@ -133,6 +133,24 @@ def test_a_shadow_is_asked_the_same_and_heard_by_nobody(folder: Path, tmp_path: 
     over(folder, tmp_path, test)
 
 
+def test_a_directory_that_is_gone_for_a_while_ends_no_rollouts_for_good(folder: Path, tmp_path: Path) -> None:
+    two = load(folder / "two").fingerprint
+
+    async def test(server: LiveServer, db: sqlalchemy.Engine) -> None:
+        who = someone(db)
+        application = server.server._application
+        rollouts, engine = application._rollouts, application._engine
+        folder.rename(tmp_path / "away")
+        begin(db, who, "canary", two, 1.0)
+        await until(lambda: bool(rollouts._refused))
+        assert end(db, who, "canary")
+        (tmp_path / "away").rename(folder)
+        begin(db, who, "canary", two, 1.0)
+        await until(lambda: engine.speaker_of(two) is not None)
+
+    over(folder, tmp_path, test)
+
+
 def over(
     folder: Path, tmp_path: Path, test: Callable[[LiveServer, sqlalchemy.Engine], Awaitable[None]]
 ) -> None:

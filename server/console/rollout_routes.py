@@ -90,7 +90,11 @@ async def going(console: Asked, _: SignedIn) -> RolloutsView:
 @router.post("", summary="Have another model answer beside the one in use", status_code=201)
 async def begin(console: Asked, who: Admin, given: RolloutGiven) -> PlanView:
     directory = models_directory(console.settings)
-    if await console.offload(models.by_fingerprint, directory, given.model) is None:
+    try:
+        found = await console.offload(models.by_fingerprint, directory, given.model)
+    except OSError:
+        raise HTTPException(503, "the models' directory cannot be read") from None
+    if found is None:
         raise HTTPException(404, "there is no such model in the server's directory")
     if given.model == console.engine.speaker.fingerprint:
         raise HTTPException(409, "this model is in use for everybody")
