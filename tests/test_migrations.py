@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,18 @@ def add_migration(versions: Path, revision: str, after: str, *statements: str) -
         *(f"    {statement}" for statement in statements),
     ]
     (versions / f"{revision}_added.py").write_text("\n".join(lines))
+
+
+@contextmanager
+def before_migration(versions: Path, revision: str) -> Iterator[None]:
+    """As it was before this migration was written."""
+    later = [path for path in sorted(versions.glob("*.py")) if path.name >= revision]
+    code = [path.read_text() for path in later]
+    for path in later:
+        path.unlink()
+    yield
+    for path, each in zip(later, code, strict=True):
+        path.write_text(each)
 
 
 def test_there_is_one_newest_migration_and_each_follows_the_one_before() -> None:
@@ -217,10 +230,8 @@ def test_changing_a_table_keeps_the_rows_that_refer_to_it(
 def test_names_in_the_audit_log_get_their_present_form(
     database_url: str, engine: Engine, more_migrations: Path
 ) -> None:
-    newer = more_migrations / "0005_figures.py"
-    code = newer.read_text()
-    newer.unlink()
-    upgrade(database_url)
+    with before_migration(more_migrations, "0005"):
+        upgrade(database_url)
     before = {"signed_in": "session.start", "operator_said": "conversation.speak", "job.queue": "job.queue"}
     with writing(engine) as connection:
         for action in before:
@@ -230,12 +241,46 @@ def test_names_in_the_audit_log_get_their_present_form(
                 ),
                 {"action": action},
             )
-    newer.write_text(code)
     upgrade(database_url)
     with reading(engine) as connection:
         kept = connection.scalars(text("SELECT action FROM audit ORDER BY id")).all()
     assert kept == list(before.values())
-    assert {*kept, *runpy.run_path(str(newer))["RENAMED"].values()} <= ACTIONS
+    renamed = runpy.run_path(str(more_migrations / "0005_figures.py"))["RENAMED"]
+    assert {*kept, *renamed.values()} <= ACTIONS
+
+
+def older_conversation(connection: Connection, name: str, *replies: tuple[str, bool, str | None]) -> None:
+    """As migration 0002 kept them: a turn, and replies to it with model, whether superseded, and rating."""
+    values = {"id": name, "hash": f"hash of {name}", "seq": 1 + len(replies), "at": "2026-03-01 12:00:00"}
+    for statement in (
+        "INSERT INTO visitor VALUES (:id, :hash, :at)",
+        "INSERT INTO conversation VALUES (:id, :id, :seq, :at, :at)",
+        "INSERT INTO message VALUES (:id, :id, 1, 'user', 'hello', :at, 'c', NULL, NULL, NULL, NULL, false)",
+    ):
+        connection.execute(text(statement), values)
+    for seq, (model, superseded, rating) in enumerate(replies, start=2):
+        values |= {"me": f"{name} {seq}", "seq": seq, "model": model, "old": superseded}
+        for statement in (
+            "INSERT INTO message VALUES (:me, :id, :seq, 'agent', '', :at, NULL, NULL, :me, :id, NULL, :old)",
+            "INSERT INTO generation VALUES (:me, 'stop', :model, '{}', 1, '[]', '[]', '[]', 1, 1, 1)",
+            "INSERT INTO feedback VALUES (:me, :rating, NULL, :at)",
+        ):
+            connection.execute(text(statement), values | {"rating": rating})
+
+
+def test_conversations_of_older_databases_are_found_and_reviewed_as_well(
+    database_url: str, engine: Engine, more_migrations: Path
+) -> None:
+    with before_migration(more_migrations, "0003"):
+        upgrade(database_url)
+    with writing(engine) as connection:
+        older_conversation(connection, "a", ("first", True, "down"), ("second", False, "up"))
+        older_conversation(connection, "b", ("first", False, "down"))
+        older_conversation(connection, "c")
+    upgrade(database_url)
+    with reading(engine) as connection:
+        kept = connection.execute(text("SELECT id, model, thumbs_down FROM conversation ORDER BY id")).all()
+    assert [tuple(row) for row in kept] == [("a", "second", False), ("b", "first", True), ("c", None, False)]
 
 
 def test_an_upgrade_may_not_leave_rows_that_refer_to_nothing(tmp_path: Path, more_migrations: Path) -> None:
