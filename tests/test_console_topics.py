@@ -16,7 +16,7 @@ from sqlalchemy import delete, func, select, update
 from chatbot import model_directory
 from chatbot.transcripts import Role
 from chatbot.turn_states import state_of
-from server.console import topics
+from server.console import erasing, topics
 from server.console.bundles import Shelf
 from server.console.masking import Masker
 from server.console.projection import (
@@ -325,6 +325,30 @@ def test_only_the_newest_are_on_the_map_and_no_masked_names(tmp_path: Path, tiny
         assert newest is not None
         assert {point.conversation for point in newest.points} == set(ids[2:])
         assert [cluster.words for cluster in newest.clusters] == [["bank"]]
+        desk.close()
+
+    run(console_over(tmp_path, tiny_model_dir, script=parrot), test)
+
+
+def test_a_map_tells_no_word_of_somebody_who_was_erased_while_it_was_made(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(console: TestConsole) -> None:
+        first, *_ = said(console, ["taxi to the station", "taxi to the bank", "station at the bank"])
+
+        def erased_first(*arguments: Any) -> dict[int, list[str]]:
+            visitor = erasing.visitor_of(console.db, conversation=first)
+            assert visitor is not None
+            assert erasing.erase(console.db, visitor, None) is not None
+            return telling_words(*arguments)
+
+        monkeypatch.setattr(topics, "telling_words", erased_first)
+        desk = maker(console)
+        assert desk.begin(console.desk.engine.speaker.fingerprint, "somebody")
+        await asyncio.to_thread(desk.wait, 60)
+        newest = desk.newest()
+        assert newest is not None
+        assert [(cluster.size, cluster.words) for cluster in newest.clusters] == [(2, ["bank"])]
         desk.close()
 
     run(console_over(tmp_path, tiny_model_dir, script=parrot), test)

@@ -38,9 +38,9 @@ from server import logs
 from server.console import audit
 from server.console.bundles import Shelf
 from server.console.filters import UNSURE
-from server.console.masking import masker
+from server.console.masking import Masker, masker
 from server.console.projection import Projection, project
-from server.console.topic_words import telling_words
+from server.console.topic_words import telling_words, words_of
 from server.database import reading, writing
 from server.desk import new_id
 from server.tables import Conversation, Message, TopicMap, TopicPoint
@@ -279,7 +279,7 @@ class Topics:
     ) -> str:
         places, groups = projected.places.tolist(), projected.groups.tolist()
         sizes = Counter(groups)
-        clusters = [
+        clusters: list[dict[str, Any]] = [
             {"number": number, "words": words.get(number, []), "size": sizes[number], "x": x, "y": y}
             for number, (x, y) in enumerate(projected.centers.tolist())
         ]
@@ -288,6 +288,8 @@ class Topics:
             there: set[str] = set()
             for part in _parts([talk.id for talk in talks], _ROWS):
                 there.update(connection.scalars(select(Conversation.id).where(Conversation.id.in_(part))))
+            gone = ((group, talk) for group, talk in zip(groups, talks, strict=True) if talk.id not in there)
+            _take_off(clusters, gone)
             connection.execute(
                 insert(TopicMap).values(
                     id=map_id, model=model, created_at=datetime.now(UTC), clusters=clusters
@@ -305,6 +307,17 @@ class Topics:
             connection.execute(delete(TopicMap).where(TopicMap.id.in_(old)))
             audit.note(connection, operator, "topics.make", map_id, conversations=len(rows), model=model)
         return map_id
+
+
+def _take_off(clusters: list[dict[str, Any]], gone: Iterable[tuple[int, Talk]]) -> None:
+    """Take words that somebody said who was erased meanwhile off their topics, as erasing does on a map that
+    is there already.
+    """
+    said: dict[int, set[str]] = defaultdict(set)
+    for group, talk in gone:
+        said[group] |= words_of(talk.said, Masker(kinds=()))
+    for cluster in clusters:
+        cluster["words"] = [word for word in cluster["words"] if word not in said[cluster["number"]]]
 
 
 def states_of(bundle: ModelBundle, conversations: Sequence[Turns]) -> np.ndarray:
