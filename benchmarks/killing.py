@@ -19,7 +19,7 @@ The clients come back by themselves: each goes on with its conversation where it
 not acknowledged, with the same id. After a fault that the server process outlives, each client has to be
 answered again before the next one. At the end every conversation is read from the database and compared with
 what its client was told. One JSON line a figure; the exit status is 0 only if nothing is lost, doubled, out
-of order or left without an answer.
+of order or left without an answer (`wrong`), and nobody waited too long for the next one (`late`).
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ RECOVERING: Final = 60.0
 @dataclass(frozen=True)
 class Outcome:
     """What a run came to. resumed: connections that went on with a conversation. problems: what is wrong.
+    late: who was not answered in time after a fault; a machine that does other things too may be why.
 
     recoveries: for each fault that the process outlived, the seconds until everybody was answered again.
     """
@@ -59,6 +60,7 @@ class Outcome:
     replies: int
     resumed: int
     problems: tuple[str, ...]
+    late: tuple[str, ...] = ()
     recoveries: dict[str, list[float]] = field(default_factory=dict)
 
     @property
@@ -91,6 +93,7 @@ async def run(
     clients = [Chat(f"chat{number}") for number in range(chats)]
     scene = Scene(place, server, clients, seconds, moments)
     problems: list[str] = []
+    late: list[str] = []
     recoveries: dict[str, list[float]] = {}
     tasks = [asyncio.create_task(client.run(server.port)) for client in clients]
     try:
@@ -101,7 +104,7 @@ async def run(
             if FAULTS[name].lasting:
                 took, left = await recovery(scene)
                 recoveries.setdefault(name, []).append(took)
-                problems += [f"after {name}: {problem}" for problem in left]
+                late += [f"after {name}: {problem}" for problem in left]
         for client in clients:
             client.stopping = True
         async with asyncio.timeout(STARTING):
@@ -120,12 +123,13 @@ async def run(
         sum(client.replies for client in clients),
         sum(client.resumed for client in clients),
         tuple(problems),
+        tuple(late),
         recoveries,
     )
 
 
 async def recovery(scene: Scene) -> tuple[float, list[str]]:
-    """Seconds until each client has been answered once more, and what is wrong if one is not."""
+    """Seconds until each client has been answered once more, and who has not been."""
     now = asyncio.get_running_loop().time
     began, before = now(), {client.name: client.turns for client in scene.clients}
     while waiting := [each.name for each in scene.clients if each.turns == before[each.name]]:
@@ -217,6 +221,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         replies=outcome.replies,
         resumed=outcome.resumed,
     )
+    waited = sum(map(len, outcome.recoveries.values())) * options.chats
+    if waited:
+        report(
+            f"killing_{kind}_late", len(outcome.late), "answers", waited, "answers waited for after a fault"
+        )
     for name, seconds in outcome.recoveries.items():
         what = "the longest that is waited for"
         report(
@@ -227,9 +236,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             what,
             longest=round(max(seconds), 3),
         )
-    for problem in outcome.problems[:20]:
+    for problem in [*outcome.problems[:20], *outcome.late[:20]]:
         print(problem, file=sys.stderr)
-    return 1 if outcome.problems else 0
+    return 1 if outcome.problems or outcome.late else 0
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

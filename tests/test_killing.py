@@ -34,7 +34,7 @@ def test_killed_at_any_moment_it_keeps_its_word(database_url: str, tiny_model_di
     outcome = asyncio.run(
         run(Place(database_url), tiny_model_dir, ["kill", "terminate"], chats=8, longest=2.0)
     )
-    assert outcome.problems == ()
+    assert (outcome.problems, outcome.late) == ((), ())
     assert outcome.acknowledged >= 2 * 8, "each was answered"
     assert outcome.resumed > 0
 
@@ -47,7 +47,7 @@ def test_whatever_fails_within_it_or_under_it_it_keeps_its_word(
     place = Place(f"sqlite:///{disk.folder / 'turnwise.db'}", disk=disk)
     names = ["half-open", "engine-ends", "disk-full", "engine-hangs"]
     outcome = asyncio.run(run(place, tiny_model_dir, names, chats=4, longest=0.5, seconds=3.0))
-    assert outcome.problems == ()
+    assert (outcome.problems, outcome.late) == ((), ())
     assert set(outcome.recoveries) == set(names)
     assert outcome.acknowledged >= 2 * 4 * len(names), "each was answered again after each"
 
@@ -66,7 +66,7 @@ def test_whatever_its_database_does_it_keeps_its_word(postgres: Cluster, tiny_mo
             seconds=1.0,
         )
     )
-    assert outcome.problems == ()
+    assert (outcome.problems, outcome.late) == ((), ())
     assert set(outcome.recoveries) == set(names)
     assert outcome.acknowledged >= 2 * 4 * len(names), "each was answered again after each"
 
@@ -82,7 +82,7 @@ def test_failing_many_times_it_keeps_its_word(tiny_model_dir: Path, postgresql: 
             outcome = asyncio.run(run(place, tiny_model_dir, drawn_names, chats=16, longest=6.0))
     except Missing as reason:
         pytest.skip(str(reason))
-    assert outcome.problems == ()
+    assert (outcome.problems, outcome.late) == ((), ())
     assert outcome.acknowledged > 500
     assert outcome.resumed > 0
 
@@ -233,8 +233,12 @@ def test_a_client_falls_silent_though_frames_have_come_that_it_has_not_read() ->
 def test_the_figure_and_the_exit_status_tell_how_it_went(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wrong_numbers = ("chat1: the numbers have gaps",)
-    outcomes = [Outcome(("kill",) * 2, 10, 9, 4, ()), Outcome(("kill",) * 2, 10, 9, 4, wrong_numbers)]
+    wrong_numbers, late = ("chat1: the numbers have gaps",), ("after engine-ends: chat1",)
+    outcomes = [
+        Outcome(("kill",) * 2, 10, 9, 4, ()),
+        Outcome(("kill",) * 2, 10, 9, 4, wrong_numbers),
+        Outcome(("engine-ends",), 10, 9, 4, (), late, {"engine-ends": [60.0]}),
+    ]
 
     async def pretended(*_: object, **__: object) -> Outcome:
         return outcomes.pop(0)
@@ -247,6 +251,12 @@ def test_the_figure_and_the_exit_status_tell_how_it_went(
         figure = json.loads(said.out)
         assert (figure["name"], figure["value"], figure["reference"]) == ("killing_sqlite_wrong", wrong, 19)
         assert said.err.strip() == ("chat1: the numbers have gaps" if wrong else "")
+    assert killing.main(["--database-url", url, "--kills", "1", "--chats", "4"]) == 1
+    said = capsys.readouterr()
+    figures = {figure["name"]: figure for figure in map(json.loads, said.out.splitlines())}
+    assert figures["killing_sqlite_wrong"]["value"] == 0
+    assert (figures["killing_sqlite_late"]["value"], figures["killing_sqlite_late"]["reference"]) == (1, 4)
+    assert said.err == "after engine-ends: chat1\n"
 
 
 def test_every_fault_that_can_be_had_is_drawn_as_often_as_the_others() -> None:

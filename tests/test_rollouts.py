@@ -140,11 +140,11 @@ def test_a_directory_that_is_gone_for_a_while_ends_no_rollouts_for_good(folder: 
         who = someone(db)
         application = server.server._application
         rollouts, engine = application._rollouts, application._engine
-        folder.rename(tmp_path / "away")
+        await asyncio.to_thread(folder.rename, tmp_path / "away")
         begin(db, who, "canary", two, 1.0)
         await until(lambda: bool(rollouts._refused))
         assert end(db, who, "canary")
-        (tmp_path / "away").rename(folder)
+        await asyncio.to_thread((tmp_path / "away").rename, folder)
         begin(db, who, "canary", two, 1.0)
         await until(lambda: engine.speaker_of(two) is not None)
 
