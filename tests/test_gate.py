@@ -105,6 +105,15 @@ def test_each_threshold_can_be_set(limits: Limits, candidate: Figures) -> None:
     assert decide(BASE, candidate, limits).passed
 
 
+def test_what_is_just_at_a_threshold_passes() -> None:
+    """Though neither 0.29 + 0.05 is 0.34 in binary, nor 20/30 + 0.1 is 23/30."""
+    before = {"suites": {"star": SUITE.model_copy(update={"dull": 0.29})}}
+    base = BASE.model_copy(update=before | {"learned": Adoption(adopted=20, of=30)})
+    after = {"suites": {"star": SUITE.model_copy(update={"dull": 0.34})}}
+    candidate = BETTER.model_copy(update=after | {"learned": Adoption(adopted=23, of=30)})
+    assert refused(decide(base, candidate, Limits())) == []
+
+
 def test_nothing_measured_is_not_passed() -> None:
     assert refused(decide(Figures(suites={}), Figures(suites={}), Limits())) == ["suites"]
 

@@ -7,13 +7,16 @@ candidate lacks, or that is not a number, never passes, and nothing passes that 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
+
+ROUNDING: Final = 1e-9
+"""Of a limit that was added up: 0.1 + 0.05 is 0.15, not more, and 0.29 + 0.05 is 0.34, not less."""
 
 
 class Limits(BaseModel):
@@ -171,8 +174,7 @@ def _adoption(base: Figures, candidate: Figures, limits: Limits) -> Iterator[Rea
     ):
         if old is None or old.of < max(1, least):
             continue
-        risen = round(old.share + limits.adoption_gain, 9)  # 0.1 + 0.05 is 0.15, not a bit more
-        wanted = max(old.share, min(risen, limits.adoption_enough))
+        wanted = max(old.share, min(old.share + limits.adoption_gain, limits.adoption_enough))
         yield _at_least(f"{check} of {old.of}", old.share, new.share if new else None, wanted, _percent)
 
 
@@ -202,14 +204,14 @@ def _percent(value: float) -> str:
 def _at_most(
     check: str, old: float, new: float | None, limit: float, show: Callable[[float], str] = _number
 ) -> Reason:
-    passed = new is not None and new <= limit  # false for what is not a number
+    passed = new is not None and new <= limit + ROUNDING  # false for what is not a number
     return Reason(passed=passed, check=check, text=_text(old, new, "at most", limit, show))
 
 
 def _at_least(
     check: str, old: float, new: float | None, limit: float, show: Callable[[float], str] = _number
 ) -> Reason:
-    passed = new is not None and new >= limit
+    passed = new is not None and new >= limit - ROUNDING
     return Reason(passed=passed, check=check, text=_text(old, new, "at least", limit, show))
 
 
