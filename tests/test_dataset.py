@@ -341,6 +341,13 @@ def test_reviews_held_out_are_not_learned(files: Files) -> None:
     assert sum(correction.held_out for correction in dataset.corrections) == len(apart)
 
 
+def test_reviews_that_are_all_held_out_are_an_error(files: Files) -> None:
+    """Or a model would be made of old data alone, and the gate would find nothing against it."""
+    review = chat("a", "Hello", "Hi", author=MODEL, corrected="Good morning.")
+    with pytest.raises(NothingReviewed, match=r"held out to judge by \(1 .*data\.held_out"):
+        files.build([review], data=ALL.model_copy(update={"held_out": 0.999}))
+
+
 def test_the_manifest_tells_of_every_conversation_without_its_words(files: Files) -> None:
     lines = [
         chat("a", "When do you open?", "Never.", author=MODEL, corrected="At ten.", labels=["opening hours"]),

@@ -268,6 +268,11 @@ def build(sources: Sources, data: DataConfig, filters: FilterConfig, base: str, 
     held_out = [d for d in fresh if d.part == "reviewed" and is_dev(d.transcript(), data.held_out)]
     apart = set(map(id, held_out))
     learned = [draft for draft in fresh if id(draft) not in apart]
+    if not learned:
+        raise NothingReviewed(
+            f"all that was reviewed is held out to judge by ({len(held_out)} conversations): review more, "
+            "or lower data.held_out"
+        )
     _name(held_out, "held-out")
     public: defaultdict[str, set[str]] = defaultdict(set)
     for draft in fresh:
