@@ -191,6 +191,7 @@ class Application:
     async def drain(self) -> None:
         """Take nothing new, finish what is under way, say goodbye."""
         self.stopping = True
+        self._jobs.retire()  # what ends its processes with the server would end new ones too
         self._console.live.close()
         await self._chat.drain(self._drain_seconds)
 

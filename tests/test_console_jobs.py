@@ -227,6 +227,18 @@ def in_place_of_a_retraining(code: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def process_of(code: str) -> Iterator[None]:
+    """The same, with the file that the process tells its progress in for `{progress!r}`."""
+
+    def arguments(self: Watch, record: jobs.Record) -> list[str]:
+        return ["timeit", "-n1", "-r1", code.format(progress=str(record.directory / "retrain.jsonl"))]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Watch, "_retraining", arguments)
+        yield
+
+
 AT_WORK = """
 import json, sys, time
 with open({progress!r}, "a") as stream:
@@ -729,6 +741,24 @@ def test_a_process_that_vanishes_again_and_again_is_given_up(engine: Engine, tol
     assert "killed 3 times" in (found.result or {})["error"]
     assert "one more" in (found.result or {})["error"]
     assert (found.directory / "log.txt").read_text().count("one more") == 3
+
+
+@pytest.mark.timeout(200)
+def test_a_process_that_somebody_else_stops_goes_on(engine: Engine, told: Settings) -> None:
+    """A machine that goes down tells all processes to end, and the server may see the end of this one."""
+    job = queued(engine, told)
+    again = """
+import json, pathlib, sys
+path = pathlib.Path({progress!r})
+begun = path.exists()
+with open(path, "a") as stream:
+    print(json.dumps({{"phase": "failed" if begun else "stopped"}}), file=stream)
+words = "it has begun again" if begun else "stopped by a signal"
+sys.exit(words)
+"""
+    with process_of(again):
+        found = worked_through(JobRunner(engine, told), engine, job)
+    assert "it has begun again" in (found.result or {})["error"]
 
 
 def test_getting_further_is_worth_another_attempt(tmp_path: Path) -> None:

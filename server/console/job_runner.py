@@ -84,9 +84,13 @@ class JobRunner:
         """Look at once; from any thread."""
         self._asked.set()
 
-    def stop(self) -> None:
+    def retire(self) -> None:
+        """Begin nothing more; from any thread."""
         self._stopping = True
         self._asked.set()
+
+    def stop(self) -> None:
+        self.retire()
         if self._thread.is_alive():
             self._thread.join(STOP_WAIT)
 
@@ -345,9 +349,11 @@ class Watch:
     def _exhausted(self, work: Work) -> str | None:
         """Why the process is not begun again: it has failed, or vanished too often."""
         told = self._told[work]
+        if told.ended == "stopped":  # by whoever stops everything, such as a machine that goes down
+            return None
         if told.ended == "failed" or (self._child is not None and self._child.complained):
             return self._reason()
-        if told.ended != "stopped" and self._attempts.count(work, told.reached) >= ATTEMPTS:
+        if self._attempts.count(work, told.reached) >= ATTEMPTS:
             return f"the process was killed {ATTEMPTS} times, perhaps for want of memory. {self._reason()}"
         return None
 
