@@ -848,6 +848,23 @@ def test_progress_is_read_as_it_grows(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.timeout(200)
+def test_a_loss_that_is_no_number_does_not_hold_a_job_up(engine: Engine, told: Settings) -> None:
+    """PostgreSQL keeps no NaN, so nothing of the job could be written any more, not even its end."""
+    job = queued(engine, told)
+    lost = """
+import sys
+with open({progress!r}, "a") as stream:
+    stream.write(\'{{"phase": "training", "step": 1, "steps": 2, "loss": NaN, "seconds_left": Infinity}}\\n\')
+sys.exit("the weights are no longer finite numbers")
+"""
+    with process_of(lost):
+        found = worked_through(JobRunner(engine, told), engine, job)
+    assert "no longer finite" in (found.result or {})["error"]
+    kept = found.progress or {}
+    assert (kept["step"], kept["loss"], kept["seconds_left"], kept["curve"]) == (1, None, None, [])
+
+
 def test_the_end_of_a_log_is_bounded_and_plain(tmp_path: Path) -> None:
     file = tmp_path / "log.txt"
     assert tail(file) == []
