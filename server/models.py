@@ -229,10 +229,14 @@ def _switch(
         "fingerprint": bundle.fingerprint,
         "before": before,
     }
-    events = [*_events(models), event]
-    # The pointer first: it is what counts, and a history without its last line still leads back.
-    _replace(models / ACTIVE, f"{path.name}\n")
-    _replace(models / HISTORY, "".join(json.dumps(each) + "\n" for each in events))
+    lines = [json.dumps(each) + "\n" for each in (*_events(models), event)]
+    history = _aside(models / HISTORY, "".join(lines))  # before anything changes: the disk may be full
+    try:
+        # The pointer first: it is what counts, and a history without its last line still leads back.
+        _replace(models / ACTIVE, f"{path.name}\n")
+        _put(history, models / HISTORY)
+    finally:
+        history.unlink(missing_ok=True)
     return Change(path.name, bundle.fingerprint, before)
 
 
@@ -299,11 +303,24 @@ def _locked(models: Path) -> Iterator[None]:
 
 
 def _replace(path: Path, text: str) -> None:
+    _put(_aside(path, text), path)
+
+
+def _aside(path: Path, text: str) -> Path:
+    """A file that is to become `path`, safe on the disk; none is left when it cannot be written."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    with aside.open("x", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
+    try:
+        with aside.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+    return aside
+
+
+def _put(aside: Path, path: Path) -> None:
     aside.replace(path)
     descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:

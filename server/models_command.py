@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from chatbot import model_directory
+from chatbot.cli import in_words
 from chatbot.model_directory import ModelDirectoryError
 from server import database, models, settings
 from server.console import audit
@@ -98,11 +99,8 @@ def _directory(told: settings.Settings) -> Path:
 def _with_models(arguments: Namespace, work: Callable[[Path], None]) -> int:
     try:
         work(_directory(settings.load(arguments)))
-    except ModelDirectoryError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+    except (ModelDirectoryError, OSError) as error:
+        print(in_words(error), file=sys.stderr)
         return 1
     return 0
 

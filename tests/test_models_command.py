@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,23 @@ def test_a_broken_model_is_refused_and_nothing_changes(
     assert "is one model" in refused(capsys, models / "one", "promote", "two")
     assert find_model(models).name == "one"
     assert not (models / "promotions.jsonl").exists()
+
+
+def test_on_a_full_disk_nothing_changes(
+    capsys: pytest.CaptureFixture[str], models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(models.iterdir())
+    real = os.fsync
+
+    def full(descriptor: int) -> None:
+        if "promotions" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert refused(capsys, models, "promote", "two").startswith("No space left")
+    assert find_model(models).name == "one"
+    assert [path for path in sorted(models.iterdir()) if path.name != ".promotions.lock"] == before
 
 
 def test_promoting_the_model_in_use_changes_nothing(capsys: pytest.CaptureFixture[str], models: Path) -> None:
