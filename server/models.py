@@ -160,6 +160,9 @@ def rollback(
         line = _line(models)
         if len(line) < 2:
             raise ModelDirectoryError(models, "no model was in use before")
+        if not (models / line[-2]).is_dir():
+            reason = f"{line[-2]!r}, the model before, is not there any more; promote another one by its name"
+            raise ModelDirectoryError(models, reason)
         return _switch(models, models / line[-2], "rollback", rows, clock)
 
 
@@ -256,7 +259,9 @@ def _taken_in(models: Path, source: Path, rows: int) -> Path:
             _replace(models / ACTIVE, f"{in_use}\n")
         aside.rename(target)
     except OSError as error:
-        raise ModelDirectoryError(models, f"cannot copy the model: {error.strerror}") from None
+        # Of many files, the tree's copy has a list of (from, to, why) and no words of the system.
+        why = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
+        raise ModelDirectoryError(models, f"cannot copy the model: {why}") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return target
@@ -269,9 +274,14 @@ def _events(models: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     try:
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        events = [json.loads(line) for line in text.splitlines() if line.strip()]
     except ValueError:
-        raise ModelDirectoryError(models, f"its file {HISTORY!r} cannot be read") from None
+        events = [None]
+    if not all(
+        isinstance(event, dict) and event.keys() >= {"at", "action", "model", "before"} for event in events
+    ):
+        raise ModelDirectoryError(models, f"its file {HISTORY!r} cannot be read: mend it, or move it away")
+    return events
 
 
 def _line(models: Path) -> list[str]:

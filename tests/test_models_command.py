@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,36 @@ def test_rollback_goes_back_one_promotion_at_a_time(
     assert find_model(models).name == "one"
     command(capsys, models, "promote", "three")
     assert command(capsys, models, "rollback")["model"] == "one"
+
+
+def test_a_model_that_was_removed_cannot_be_gone_back_to_and_is_named(
+    capsys: pytest.CaptureFixture[str], models: Path, tiny_tokenizer: Tokenizer
+) -> None:
+    seal_tiny(models / "three", tiny_tokenizer, 7)
+    command(capsys, models, "promote", "two")
+    command(capsys, models, "promote", "three")
+    shutil.rmtree(models / "two")
+    assert "'two', the model before, is not there any more" in refused(capsys, models, "rollback")
+    command(capsys, models, "promote", "one")
+    assert command(capsys, models, "rollback")["model"] == "three"
+
+
+@pytest.mark.parametrize("line", ["[]", '{"at": 1}', "{"])
+def test_a_history_that_makes_no_sense_is_named(
+    capsys: pytest.CaptureFixture[str], models: Path, line: str
+) -> None:
+    (models / "promotions.jsonl").write_text(f"{line}\n")
+    for asked in (["list"], ["promote", "two"], ["rollback"]):
+        assert "'promotions.jsonl' cannot be read" in refused(capsys, models, *asked)
+    assert find_model(models).name == "one"
+
+
+def test_why_a_model_cannot_be_copied_is_told(
+    capsys: pytest.CaptureFixture[str], models: Path, tmp_path: Path, tiny_tokenizer: Tokenizer
+) -> None:
+    seal_tiny(tmp_path / "new", tiny_tokenizer, 5)
+    os.mkfifo(tmp_path / "new" / "pipe.txt")
+    assert "pipe.txt` is a named pipe" in refused(capsys, models, "promote", str(tmp_path / "new"))
 
 
 def test_a_broken_model_is_refused_and_nothing_changes(
