@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from chatbot.replies import Reply
 from server.openai_request import ALIAS
+from server.openai_stop import cut
 
 DONE: Final = b"data: [DONE]\n\n"
 Json = dict[str, Any]
@@ -43,12 +44,13 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a reply ended: its text up to a stop string, its tokens beyond that too."""
+    """How a reply ended: its text up to a stop string, its tokens beyond that too. stops: those asked for."""
 
     index: int
     text: str
     reply: Reply
     stopped: bool
+    stops: tuple[str, ...]
 
     @property
     def finish_reason(self) -> str:
@@ -56,7 +58,9 @@ class Ending:
 
     def extras(self) -> Json:
         """What our replies have and OpenAI's do not."""
-        alternatives = [{"text": each.text, "score": each.score} for each in self.reply.alternatives]
+        alternatives = [
+            {"text": cut(each.text, self.stops), "score": each.score} for each in self.reply.alternatives
+        ]
         return {"seed": self.reply.seed} | ({"alternatives": alternatives} if alternatives else {})
 
 

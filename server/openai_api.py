@@ -272,7 +272,7 @@ class OpenAiApi:
             if piece:
                 await show(piece)
             if not isinstance(event, Piece):
-                ending = Ending(index, text, event.reply, stop.stopped)
+                ending = Ending(index, text, event.reply, stop.stopped, job.asked.stops)
                 self._log(job, ending, generation)
                 return ending
             if stop.stopped:

@@ -37,6 +37,12 @@ class StopStrings:
         return held
 
 
+def cut(text: str, stops: Sequence[str]) -> str:
+    """A whole text, up to a stop string."""
+    stop = StopStrings(stops)
+    return stop.push(text) + stop.finish()
+
+
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a beginning of `stop`, but not all of it."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

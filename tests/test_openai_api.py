@@ -353,6 +353,23 @@ def test_a_beam_tells_its_alternatives(tiny: Api) -> None:
     assert scores == sorted(scores, reverse=True)
 
 
+def test_alternatives_end_before_a_stop_string_too(tiny: Api) -> None:
+    def asked(**more: Any) -> Any:
+        [choice] = tiny.client.chat.completions.create(
+            model="turnwise",
+            messages=HELLO,
+            max_tokens=8,
+            seed=1,
+            extra_body={"decoding": "sample", "samples": 4, "n_best": 4},
+            **more,
+        ).choices
+        return choice.message.content, [one["text"] for one in (choice.model_extra or {})["alternatives"]]
+
+    said, alternatives = asked()
+    stop = said[2:4]
+    assert asked(stop=stop) == (said[:2], [text.partition(stop)[0] for text in alternatives])
+
+
 def test_the_model_may_change_while_people_ask(tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
     models = tmp_path / "models"
     one, two = (seal_tiny(models / name, tiny_tokenizer, seed) for seed, name in enumerate(("one", "two")))
