@@ -10,7 +10,7 @@ import sys
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from server import settings
 from server.store_errors import StoreError
@@ -22,6 +22,9 @@ _VARIABLES = (
     f"{settings.variable('database_url')}."
 )
 
+INTERRUPTED: Final = 130
+"""Exit status after Ctrl-C."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parsed = build_parser().parse_args(arguments)
@@ -30,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (settings.SettingsError, StoreError) as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return status
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
+from server import operators_command
 from server.__main__ import main
 from server.console.accounts import Accounts
 from server.console.audit import entries
@@ -36,6 +37,17 @@ class Command:
 @pytest.fixture
 def command(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Command:
     return Command(database_url, monkeypatch)
+
+
+def test_whoever_thinks_better_of_it_sees_no_traceback(
+    command: Command, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(operators_command, "ask_password", interrupted)
+    assert command("add", "ana") == 130
+    assert Accounts(engine).accounts() == []
 
 
 def test_the_life_of_an_account(command: Command, engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
