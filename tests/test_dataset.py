@@ -100,6 +100,20 @@ def test_what_a_review_is_worth(files: Files, turn: dict[str, Any], weight: floa
     assert found == ({} if weight is None else {text: weight})
 
 
+@pytest.mark.parametrize(
+    ("was", "corrected"),
+    [
+        ("It costs $5.", "It costs €5."),
+        ("10 off", "10 % off"),
+        ("Thanks \N{SLIGHTLY SMILING FACE}", "Thanks \N{HEAVY BLACK HEART}"),
+        ("\u0915\N{DEVANAGARI VOWEL SIGN I}", "\u0915\N{DEVANAGARI VOWEL SIGN II}"),
+    ],
+)
+def test_a_sign_can_be_all_that_was_wrong(files: Files, was: str, corrected: str) -> None:
+    dataset = files.build([chat("a", "How much?", was, author=MODEL, verdict="bad", corrected=corrected)])
+    assert learned(dataset) == {corrected: 16.0}
+
+
 def test_bot_text_is_read_as_context_and_a_correction_takes_its_place(files: Files) -> None:
     said: list[dict[str, Any]] = [
         {"role": "user", "text": "Hello"},

@@ -44,6 +44,7 @@ from training.filters import (
     is_loop,
     mask,
     plain,
+    same_words,
     secrets_in,
     squeezed,
 )
@@ -344,7 +345,7 @@ def _turn(turn: Turn, review: Review, part: Part, data: DataConfig) -> DraftTurn
     author = turn.author or ""
     if turn.role == "user":
         return draft
-    if review.corrected is not None and plain(review.corrected) != plain(turn.text):
+    if review.corrected is not None and not same_words(review.corrected, turn.text):
         draft.text, draft.was, draft.kind, weight = review.corrected, turn.text, "corrected", data.corrected
     elif review.verdict == "bad":
         draft.leave_out("marked bad")

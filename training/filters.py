@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Set
@@ -50,6 +51,17 @@ class FilterConfig(BaseModel):
 def plain(text: str) -> str:
     """The words of a text, for comparing: blind to case, punctuation and spacing."""
     return " ".join(re.findall(r"\w+", text.casefold()))
+
+
+def same_words(one: str, other: str) -> bool:
+    """Blind to case, punctuation and spacing, but not to vowel signs, currencies and emoji."""
+    return plain(one) == plain(other) and _signs(one) == _signs(other)
+
+
+def _signs(text: str) -> list[str]:
+    """What `plain` leaves out though it can change what is said: marks, symbols and percents."""
+    composed = unicodedata.normalize("NFC", text)
+    return [sign for sign in composed if sign == "%" or unicodedata.category(sign)[0] in "MS"]
 
 
 # ---- Personal data ---------------------------------------------------------------------------------
