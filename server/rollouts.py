@@ -184,7 +184,14 @@ class Rollouts:
                 if isinstance(event, Finished):
                     sure = None if calibration is None else calibration.confidence(event.reply.logprobs)
                     row = _row(given.message, model, event.reply, sure)
-                    await asyncio.wrap_future(self._writer.submit(_keep, row))
+                    await self._kept(row)
+
+    async def _kept(self, row: dict[str, object]) -> None:
+        """Nobody waits for it: what the database does not take is lost."""
+        try:
+            await asyncio.wrap_future(self._writer.submit(_keep, row))
+        except StoreError as error:
+            logs.event(log, logging.WARNING, "shadow_lost", error=logs.place(error))
 
 
 def portion(name: str) -> float:

@@ -14,12 +14,13 @@ from sqlalchemy import func, select
 
 from chatbot.model_directory import ACTIVE, load
 from chatbot.tokenizer import Tokenizer
-from server import database
+from server import database, rollouts
 from server.console.accounts import Accounts, Identity
 from server.console.rollouts import RolloutRefused, begin, compare, end, plans
 from server.protocol import Delta
 from server.protocol import Message as Said
 from server.rollouts import portion
+from server.store_errors import StoreUnavailable
 from server.tables import AuditEntry, Generation, Message, ShadowReply
 from tests.chat_client import chatting
 from tests.console_client import console_over, run
@@ -133,16 +134,37 @@ def test_a_shadow_is_asked_the_same_and_heard_by_nobody(folder: Path, tmp_path: 
     over(folder, tmp_path, test)
 
 
+def test_what_a_shadow_said_may_be_lost_in_order(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The database may be away just then. Nothing of it is left for the event loop to complain of."""
+    two = load(folder / "two").fingerprint
+
+    def away(connection: Any, rows: Any) -> Any:
+        raise StoreUnavailable("the disk is full")
+
+    async def test(server: LiveServer, db: sqlalchemy.Engine) -> None:
+        monkeypatch.setattr(rollouts, "_keep", away)
+        begin(db, someone(db), "shadow", two, 1.0)
+        engine = server.server._application._engine
+        await until(lambda: engine.speaker_of(two) is not None)
+        await answers(server, 1)
+        await until(lambda: "shadow_lost" in caplog.messages)
+
+    over(folder, tmp_path, test)
+    assert not [line for line in caplog.messages if "never retrieved" in line]
+
+
 def test_a_directory_that_is_gone_for_a_while_ends_no_rollouts_for_good(folder: Path, tmp_path: Path) -> None:
     two = load(folder / "two").fingerprint
 
     async def test(server: LiveServer, db: sqlalchemy.Engine) -> None:
         who = someone(db)
         application = server.server._application
-        rollouts, engine = application._rollouts, application._engine
+        followed, engine = application._rollouts, application._engine
         await asyncio.to_thread(folder.rename, tmp_path / "away")
         begin(db, who, "canary", two, 1.0)
-        await until(lambda: bool(rollouts._refused))
+        await until(lambda: bool(followed._refused))
         assert end(db, who, "canary")
         await asyncio.to_thread((tmp_path / "away").rename, folder)
         begin(db, who, "canary", two, 1.0)
