@@ -2,7 +2,8 @@
 
     python -m benchmarks.faulty_server serve …
 
-SIGUSR1 ends the thread in its next step. SIGUSR2 has its next step hang; once more, and it goes on.
+SIGUSR1 ends the thread in its next step. SIGUSR2 has the next one compute without end; once more, and it goes
+on.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import threading
 from typing import Final
 from unittest import mock
 
+import torch
+
 from chatbot.batcher import Batcher
 from chatbot.replies import Event
 from server import app
@@ -20,6 +23,7 @@ from server.__main__ import main
 
 ENDING: Final = threading.Event()
 GOING: Final = threading.Event()
+LARGE: Final = torch.ones(2048, 2048)
 
 
 class FaultyBatcher(Batcher):
@@ -29,7 +33,8 @@ class FaultyBatcher(Batcher):
         if ENDING.is_set():
             ENDING.clear()
             raise SystemExit  # no Exception: nothing on the thread catches it
-        GOING.wait()
+        while not GOING.is_set():
+            torch.mm(LARGE, LARGE)
         return super().step()
 
 

@@ -188,6 +188,11 @@ class Application:
         """Look at once whether another model is to be used."""
         self._hot_swap.look_now()
 
+    @property
+    def engine_hangs(self) -> bool:
+        """Whether a step of a model goes on that was not waited for."""
+        return self._engine.threads_left
+
     async def drain(self) -> None:
         """Take nothing new, finish what is under way, say goodbye."""
         self.stopping = True
@@ -273,7 +278,18 @@ def serve(settings: Settings) -> int:
         server = Server(configuration(application, settings), application, address_of(listener))
         server.run(sockets=[listener])
         logs.event(log, logging.INFO, "stopped")
+        if application.engine_hangs:
+            _leave()
         return 0
+
+
+def _leave() -> None:
+    """End the process here. A thread inside torch does not survive the end of the interpreter, and takes the
+    exit status along: stopped in good order would look like a crash.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def set_aside() -> None:

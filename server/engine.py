@@ -273,6 +273,12 @@ class Engine:
         for station in self._stations:
             self._fail_all(station, "the server is stopping")
 
+    @property
+    def threads_left(self) -> bool:
+        """Whether a thread is in a step that does not return."""
+        workers = (*self._stuck, *(station.worker for station in self._stations))
+        return any(worker is not None and worker.alive for worker in workers)
+
     def switch(self, make_batcher: Callable[[], Steps], speaker: Speaker) -> None:
         """From now on `reserve` gives places with another model; what has a permit keeps its own."""
         before, self._station = self._station, _Station(speaker, make_batcher)
