@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -120,5 +121,13 @@ class Slots:
         if self._state is None or self._memory is None:
             width = self._model.config.memory_tokens
             self._state = state.new_zeros(self._capacity, state.shape[1])
-            self._memory = memory._make(v.new_zeros(self._capacity, width, *v.shape[2:]) for v in memory)
+            self._memory = memory._make(_zeros(v, self._capacity, width, *v.shape[2:]) for v in memory)
         return self._state, self._memory
+
+
+def _zeros(like: Tensor, *shape: int) -> Tensor:
+    """On a CPU, of pages that take no memory until a row that lies in them is used: most never are."""
+    zeros = like.new_zeros(0)
+    if like.device.type != "cpu" or like.dtype == torch.bfloat16:  # numpy has no bfloat16
+        return zeros.new_zeros(shape)
+    return torch.from_numpy(np.zeros(shape, zeros.numpy().dtype))

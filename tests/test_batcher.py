@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -525,3 +527,20 @@ def test_states_are_all_read_before_any_is_replaced(tiny_model: Seq2Seq) -> None
         expected, *_ = tiny_model.step(torch.tensor([9, 9, 9]), state[[2, 0, 1]], memory)
         assert torch.allclose(slots.step([9, 9, 9])[0], expected, atol=1e-5)
         assert not torch.allclose(expected, expected.roll(1, 0), atol=1e-5)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_rows_that_nobody_uses_take_no_memory(tiny_model: Seq2Seq) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    slots = Slots(tiny_model, 60_000)
+    with torch.inference_mode():
+        state, memory = memory_of(tiny_model, 3)
+        before = resident()
+        slots.add([Holder()], [1], state, memory)
+        taken = resident() - before
+    rows = slots._memory.keys
+    assert rows.nbytes > 80 << 20
+    assert taken < rows.nbytes / 2
+    assert not rows[1:1000].any()
