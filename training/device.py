@@ -24,9 +24,9 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` takes bf16 on a GPU and on a CPU with bf16 matrix tiles, where it is several times faster."""
+    """``auto`` takes bf16 on a GPU and on a CPU with products of its own for it, twice as fast or more."""
     if name == "auto":
-        fast = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+        fast = device.type == "cuda" or _multiplies_bf16()
         return torch.bfloat16 if fast else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
 
@@ -34,3 +34,9 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
     """Matrix products in ``dtype``; weights, sums and softmax stay in float32."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def _multiplies_bf16() -> bool:
+    """Whether this processor has bf16 products, in matrix tiles (AMX) or in vectors (AVX-512)."""
+    able = torch.cpu.get_capabilities()
+    return any(able.get(instructions, False) for instructions in ("amx_bf16", "avx512_bf16"))
