@@ -66,6 +66,8 @@ __all__ = [
 Live = Sequence[tuple[Flight, Sequence[Strand]]]
 """Replies, each with its live paths."""
 
+ALONE: Final = 8
+"""Times as much is read in a step that holds up no reply in flight."""
 _log: Final = logging.getLogger(__name__)
 _UNREADABLE: Final = "the conversation could not be read"
 _NOT_A_NUMBER: Final = "the model computed something that is not a number"
@@ -83,8 +85,9 @@ class Batcher:
     `TokenizersDiffer` when theirs is not that of ``bundle``.
 
     reading: tokens of conversations that are read between two steps of replies in flight, about, so that a
-    long conversation does not hold them up; None for all of them. kept: bytes that the states of
-    conversations may take between their replies.
+    long conversation does not hold them up; None for all of them. Nobody in flight, `ALONE` times as many, so
+    that a step still returns soon: what is cancelled meanwhile or comes new waits for no more than that.
+    kept: bytes that the states of conversations may take between their replies.
     """
 
     def __init__(
@@ -236,8 +239,8 @@ class Batcher:
         """Read on in all conversations that were admitted, and begin the replies to those that are read."""
         readers = list(self._readers.values())
         share = None
-        if self._reading is not None and self._flights:
-            share = self._reading // len(readers)
+        if self._reading is not None:
+            share = (self._reading if self._flights else ALONE * self._reading) // len(readers)
         return self._read_on(readers, share)
 
     def _read_on(self, readers: Sequence[Reader], share: int | None) -> list[Event]:

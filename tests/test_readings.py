@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from chatbot.batcher import Batcher, Event, Finished, Piece, Reply, ReplyRequest
+from chatbot.batcher import ALONE, Batcher, Event, Finished, Piece, Reply, ReplyRequest
 from chatbot.config import ModelConfig
 from chatbot.ensemble import Ensemble
 from chatbot.model import Context, Seq2Seq
@@ -298,10 +299,27 @@ def test_a_long_conversation_does_not_hold_up_replies_in_flight(
     assert replies([*events, *until_idle(batcher)])["long"].token_ids == alone.token_ids
 
 
-def test_with_nobody_in_flight_all_is_read_at_once(counting: tuple[Counting, ModelBundle]) -> None:
+def test_with_nobody_in_flight_more_is_read_at_once(counting: tuple[Counting, ModelBundle]) -> None:
     model, bundle = counting
-    answer(Batcher(bundle, reading=30), request("long", 41))
+    answer(Batcher(bundle), request("long", 41))
+    tokens = model.most
+    model.passes.clear()
+    answer(Batcher(bundle, reading=math.ceil(tokens / ALONE)), request("long", 41))
     assert model.passes == [[41]]
+
+
+def test_a_step_returns_soon_with_nobody_in_flight_too(counting: tuple[Counting, ModelBundle]) -> None:
+    model, bundle = counting
+    alone = answer(Batcher(bundle), request("long", 41))
+    tokens = model.most
+    model.passes.clear()
+    model.most = 0
+    batcher = Batcher(bundle, reading=tokens // (4 * ALONE))
+    batcher.submit(request("long", 41))
+    assert replies(until_idle(batcher))["long"].token_ids == alone.token_ids
+    assert len(model.passes) >= 4
+    assert sum(map(sum, model.passes)) == 41
+    assert model.most <= tokens // 4
 
 
 def test_a_conversation_that_is_being_read_is_cancelled(counting: tuple[Counting, ModelBundle]) -> None:
