@@ -19,30 +19,37 @@ import math
 from collections.abc import Sequence, Set
 from typing import Final, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from chatbot.options import MAX_SEED, DecodingOptions
 from chatbot.rules import Path
 
 FORBIDDEN: Final = -math.inf
+_MORE: Final = 16
+"""Times as many ids are looked at where the first few do not settle a draw."""
 
-_GAMMA: Final = 0x9E3779B97F4A7C15
-_MIXERS: Final = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+_GAMMA: Final = np.uint64(0x9E3779B97F4A7C15)
+_MIXERS: Final = (
+    (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),
+    (np.uint64(27), np.uint64(0x94D049BB133111EB)),
+)
+_LAST: Final = np.uint64(31)
 
 # ---- Chance ------------------------------------------------------------------------------------------------
 
 
-def uniforms(seeds: Tensor, positions: Tensor) -> Tensor:
-    """Numbers in [0, 1), float64 (B,), from ``seeds`` and ``positions`` (B,) int64 alone.
+def uniforms(seeds: ArrayLike, positions: ArrayLike) -> NDArray[np.float64]:
+    """Numbers in [0, 1), (B,), from ``seeds`` and ``positions`` (B,), whole numbers from 0 on, alone.
 
     The ``position``-th output of splitmix64 (Steele, Lea and Flood 2014), started from the hashed seed so
-    that nearby seeds have unrelated sequences. Arithmetic is modulo 2^64 in the two's complement of int64.
+    that nearby seeds have unrelated sequences. Arithmetic is modulo 2^64.
     """
-    start = _mix(seeds + _signed(_GAMMA))
-    bits = _mix(start + (positions + 1) * _signed(_GAMMA))
-    return _shift(bits, 11).to(torch.float64) * 2.0**-53
+    start = _mix(np.asarray(seeds, np.uint64) + _GAMMA)
+    bits = _mix(start + (np.asarray(positions, np.uint64) + 1) * _GAMMA)
+    return (bits >> 11).astype(np.float64) * 2.0**-53
 
 
 def derived_seed(base: int, name: str) -> int:
@@ -51,19 +58,10 @@ def derived_seed(base: int, name: str) -> int:
     return int.from_bytes(digest[:8], "big") & MAX_SEED
 
 
-def _mix(values: Tensor) -> Tensor:
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     for bits, factor in _MIXERS:
-        values = (values ^ _shift(values, bits)) * _signed(factor)
-    return values ^ _shift(values, 31)
-
-
-def _shift(values: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right; that of int64 would copy the sign."""
-    return (values >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(value: int) -> int:
-    return value - 2**64 if value >= 2**63 else value
+        values = (values ^ (values >> bits)) * factor
+    return values ^ (values >> _LAST)
 
 
 # ---- Constraints -------------------------------------------------------------------------------------------
@@ -182,87 +180,93 @@ def likeliest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 class Sampling(NamedTuple):
     """The sampling options of B rows, a column of each."""
 
-    temperature: Tensor  # (B,) float64
-    top_k: Tensor  # (B,) int64, 1 to V
-    top_p: Tensor  # (B,) float64
-    min_p: Tensor  # (B,) float64
+    temperature: NDArray[np.float64]  # (B,)
+    top_k: NDArray[np.int64]  # (B,) 1 to V
+    top_p: NDArray[np.float64]  # (B,)
+    min_p: NDArray[np.float64]  # (B,)
 
     @classmethod
-    def of(cls, options: Sequence[DecodingOptions], vocab_size: int, device: torch.device) -> Sampling:
-        def column(values: list[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float64, device=device)
-
+    def of(cls, options: Sequence[DecodingOptions], vocab_size: int) -> Sampling:
         return cls(
-            column([o.temperature for o in options]),
-            torch.tensor([min(o.top_k or vocab_size, vocab_size) for o in options], device=device),
-            column([o.top_p for o in options]),
-            column([o.min_p for o in options]),
+            np.array([o.temperature for o in options], np.float64),
+            np.array([min(o.top_k or vocab_size, vocab_size) for o in options], np.int64),
+            np.array([o.top_p for o in options], np.float64),
+            np.array([o.min_p for o in options], np.float64),
         )
 
-    def rows(self, chosen: Tensor) -> Sampling:
-        return Sampling(*(column[chosen] for column in self))
+    def rows(self, chosen: NDArray[np.int64]) -> Sampling:
+        return Sampling(self.temperature[chosen], self.top_k[chosen], self.top_p[chosen], self.min_p[chosen])
 
 
-def choose_sampled(scores: Tensor, chance: Tensor, sampling: Sampling, *, likeliest: int = 64) -> Tensor:
+def choose_sampled(
+    scores: Tensor, chance: NDArray[np.float64], sampling: Sampling, *, likeliest: int = 16
+) -> NDArray[np.int64]:
     """An id for each row, (B, V) -> (B,), drawn from the softmax of ``scores / temperature`` that is left
     after ``top_k``, then ``top_p`` (Holtzman et al. 2020) of what that leaves, then ``min_p`` (Nguyen et al.
     2024).
 
     ``chance`` (B,) in [0, 1) picks a place in the cumulative distribution, likeliest id first and smaller ids
     before larger ones of the same score. Sorting a vocabulary costs more than the model's step, and a draw
-    nearly always falls among the ``likeliest`` few: only rows that it could leave are sorted to the end, with
-    the same result.
+    nearly always falls among the ``likeliest`` few: only rows that it could leave are looked at further, and
+    in the end sorted, with the same result. Those few are all that leaves the device.
     """
     # As exact as the scores are; only what is drawn from is added up in float64.
-    scaled = (scores / sampling.temperature[:, None].to(scores.dtype)).log_softmax(1)
-    vocabulary = scores.shape[1]
-    if vocabulary <= likeliest:
-        values, ids = scaled.sort(dim=1, descending=True, stable=True)
-        return _draw(values, ids, chance, sampling, vocabulary)[0]
-    values, ids = scaled.topk(likeliest + 1, dim=1)
-    tied = (values[:, -2] == values[:, -1]) & (
-        values[:, -1] > FORBIDDEN
-    )  # which of them came in is not defined
-    values, ids = _by_score_then_id(values[:, :-1], ids[:, :-1])
-    chosen, certain = _draw(values, ids, chance, sampling, vocabulary)
-    rest = torch.nonzero(tied | ~certain).squeeze(1)
-    if len(rest):
-        values, ids = scaled[rest].sort(dim=1, descending=True, stable=True)
-        chosen[rest] = _draw(values, ids, chance[rest], sampling.rows(rest), vocabulary)[0]
+    temperature = torch.from_numpy(sampling.temperature).to(scores.device, scores.dtype)
+    scaled = (scores / temperature[:, None]).log_softmax(1)
+    chosen = np.empty(len(scores), np.int64)
+    rest = np.arange(len(scores))
+    for count in (likeliest, _MORE * likeliest, scores.shape[1]):
+        part = scaled if len(rest) == len(scaled) else scaled[rest]
+        chosen[rest], certain = _draw(part, count, chance[rest], sampling.rows(rest))
+        rest = rest[~certain]
+        if not len(rest):
+            break
     return chosen
 
 
-def _by_score_then_id(values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    ids, order = ids.sort(1)
-    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return values, ids.gather(1, order)
-
-
 def _draw(
-    values: Tensor, ids: Tensor, chance: Tensor, sampling: Sampling, vocabulary: int
-) -> tuple[Tensor, Tensor]:
-    """Draw among the n best ids of each row; also whether a row's n were enough to know that draw.
+    scores: Tensor, count: int, chance: NDArray[np.float64], sampling: Sampling
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Draw among the ``count`` likeliest ids of each row of ``scores`` (B, V), which are log-probabilities.
 
-    ``values`` (B, n), descending, are log-probabilities of ``ids`` (B, n). Returns ids (B,) and bools (B,).
+    Returns ids (B,) and whether a row's ``count`` were enough to know that draw (B,).
     """
+    vocabulary = scores.shape[1]
+    if count >= vocabulary:
+        values, ids = _fetched(scores.sort(dim=1, descending=True, stable=True))
+        defined = np.ones(len(values), np.bool_)
+    else:
+        values, ids = _fetched(scores.topk(count + 1, dim=1))
+        # Which of those with the last value came in is not defined.
+        defined = (values[:, -2] > values[:, -1]) | (values[:, -1] == FORBIDDEN)
+        values, ids = values[:, :-1], ids[:, :-1]
+        order = np.lexsort((ids, -values))
+        values, ids = np.take_along_axis(values, order, 1), np.take_along_axis(ids, order, 1)
     n = values.shape[1]
-    mass = values.to(torch.float64).exp()
+    each = np.arange(len(values))
+    mass = np.exp(values)
     upto = mass.cumsum(1)  # (B, n) mass of the ids up to and including each
-    k = sampling.top_k.clamp(max=n)[:, None]
-    all_of_k = torch.where(sampling.top_k < vocabulary, upto.gather(1, k - 1).squeeze(1), 1.0)
-    before = F.pad(upto[:, :-1], (1, 0))
+    last = np.minimum(sampling.top_k, n) - 1
+    all_of_k = np.where(sampling.top_k < vocabulary, upto[each, last], 1.0)
+    before = np.zeros_like(upto)
+    before[:, 1:] = upto[:, :-1]
     kept_by_p = (before < (sampling.top_p * all_of_k)[:, None]) | (sampling.top_p == 1)[:, None]
     kept_by_min = mass >= sampling.min_p[:, None] * mass[:, :1]
-    within_k = torch.arange(n, device=values.device) < k
+    within_k = np.arange(n) <= last[:, None]
     # Each filter keeps a run from the front, and so does the last: no rounding draws what has no mass.
-    kept = (kept_by_p & kept_by_min & within_k & (mass > 0)).sum(1).clamp(min=1)
+    kept = (kept_by_p & kept_by_min & within_k & (mass > 0)).sum(1).clip(min=1)
     unfiltered = (sampling.top_k == vocabulary) & (sampling.top_p == 1) & (sampling.min_p == 0)
-    available = torch.where(unfiltered, 1.0, upto.gather(1, kept[:, None] - 1).squeeze(1))
-    place = chance * available
-    rank = torch.searchsorted(upto, place[:, None], right=True).squeeze(1)
-    certain = torch.where(
+    available = np.where(unfiltered, 1.0, upto[each, kept - 1])
+    rank = (upto <= (chance * available)[:, None]).sum(1)
+    certain = np.where(
         unfiltered,
         rank < n,
         (sampling.top_k <= n) | ((sampling.top_k == vocabulary) & (kept < n)),
     )
-    return ids.gather(1, torch.minimum(rank, kept - 1)[:, None]).squeeze(1), certain
+    return ids[each, np.minimum(rank, kept - 1)], defined & (certain | (n == vocabulary))
+
+
+def _fetched(found: tuple[Tensor, Tensor]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Values and ids, from wherever they were worked out."""
+    values, ids = found
+    return values.double().cpu().numpy(), ids.cpu().numpy()

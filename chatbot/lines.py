@@ -220,18 +220,14 @@ def _choose(lines: Sequence[Growing], scores: Tensor) -> Tensor:
     sampled = [i for i, growing in enumerate(lines) if growing.options.decoding == "sample"]
     if not sampled:
         return choose_likeliest(scores)
-    options = [lines[i].options for i in sampled]
-    seeds = [lines[i].line.seed for i in sampled]
-    device = scores.device
-    chance = uniforms(
-        torch.tensor(seeds, device=device),
-        torch.tensor([lines[i].line.draw for i in sampled], device=device),
-    )
-    sampling = Sampling.of(options, scores.shape[1], device)
-    if len(sampled) == len(lines):
-        return choose_sampled(scores, chance, sampling)
+    chance = uniforms([lines[i].line.seed for i in sampled], [lines[i].line.draw for i in sampled])
+    sampling = Sampling.of([lines[i].options for i in sampled], scores.shape[1])
+    rows = scores if len(sampled) == len(lines) else scores[sampled]
+    drawn = torch.from_numpy(choose_sampled(rows, chance, sampling)).to(scores.device)
+    if rows is scores:
+        return drawn
     tokens = choose_likeliest(scores)
-    tokens[sampled] = choose_sampled(scores[sampled], chance, sampling)
+    tokens[sampled] = drawn
     return tokens
 
 

@@ -199,11 +199,9 @@ def slowly(model: Tree, tokenizer: Tokenizer, said: EarlierReplies, options: Dec
         here = scores(ids)
         token = int(here.argmax())
         if options.decoding == "sample":
-            chance = uniforms(
-                torch.tensor([options.seed or 0]), torch.tensor([len(ids) + MAX_TOKENS * turns])
-            )
-            sampling = Sampling.of([options], len(here), here.device)
-            token = int(choose_sampled(here[None], chance, sampling))
+            chance = uniforms([options.seed or 0], [len(ids) + MAX_TOKENS * turns])
+            sampling = Sampling.of([options], len(here))
+            (token,) = choose_sampled(here[None], chance, sampling).tolist()
         ids.append(token)
         certain = certain or not said.begin(ids)
         ended = token == END or len(ids) == options.max_tokens
