@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server import logs, reference
 from server.engine import Engine, EngineUnhealthy
 from server.offload import Offload
+from server.openai_errors import ApiError
 from server.protocol import SUBPROTOCOL
 from server.store import Store, StoreError, StoreUnavailable
 
@@ -230,8 +231,13 @@ def error_response(
 
 
 def _add_errors(app: FastAPI) -> None:
-    async def refused(_: Request, error: Exception) -> Response:
+    async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, StarletteHTTPException)
+        if request.url.path.startswith("/v1/") and error.status_code in (404, 405):
+            # What programs for OpenAI's API find there reads errors as OpenAI writes them.
+            missing = ApiError(error.status_code, CODES[error.status_code], str(error.detail)).response()
+            missing.headers.update(error.headers or {})
+            return missing
         return error_response(error.status_code, str(error.detail), error.headers)
 
     async def invalid(_: Request, error: Exception) -> Response:

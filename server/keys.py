@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from sqlalchemy import Connection, Engine, bindparam, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
 
 from server import logs
 from server.database import reading, writing
@@ -93,10 +94,14 @@ class Keys:
         key = PREFIX + secrets.token_urlsafe(32)
         taken = select(ApiKey.id).where(ApiKey.name == name, ApiKey.revoked_at.is_(None))
         values = {"id": new_id(), "name": name, "key_hash": _hash(key), "created_at": self._clock()}
-        with writing(self._engine) as connection:
-            if connection.scalar(taken) is not None:
-                raise KeyNameError(name, "there is one of that name; revoke it first, or choose another name")
-            connection.execute(insert(ApiKey).values(values))
+        there = KeyNameError(name, "there is one of that name; revoke it first, or choose another name")
+        try:
+            with writing(self._engine) as connection:
+                if connection.scalar(taken) is not None:
+                    raise there
+                connection.execute(insert(ApiKey).values(values))
+        except IntegrityError:  # somebody else's was first by less than a look
+            raise there from None
         return key
 
     def records(self) -> list[KeyRecord]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from sqlalchemy import Engine, select, text
@@ -49,6 +51,24 @@ def test_a_key_lets_its_holder_in_and_is_kept_as_a_hash_only(engine: Engine) -> 
         row = connection.execute(text("SELECT * FROM api_key")).one()
     assert row.key_hash == hashlib.sha256(key.encode()).hexdigest()
     assert not any(key[3:] in str(value) for value in row)
+
+
+def test_of_two_keys_of_one_name_at_the_same_moment_one_is_made(engine: Engine) -> None:
+    keys = Keys(engine)
+    for number in range(8):
+        together = Barrier(2)
+
+        def add(name: str = f"shop {number}", together: Barrier = together) -> bool:
+            together.wait(10)
+            try:
+                keys.add(name)
+            except KeyNameError:
+                return False
+            return True
+
+        with ThreadPoolExecutor(2) as pool:
+            made = [pool.submit(add), pool.submit(add)]
+        assert sorted(one.result() for one in made) == [False, True]
 
 
 @pytest.mark.parametrize("wrong", ["", "tw-", "\0", "\ud800", "é", "x" * 100_000])

@@ -652,8 +652,21 @@ def test_other_methods_are_refused(api: Api) -> None:
         connection.request(method, path, headers={"authorization": f"Bearer {api.key}"})
         response = connection.getresponse()
         assert response.status == 405
-        assert json.loads(response.read())["error"]["code"] == "method_not_allowed"
+        assert response.headers["allow"]
+        error = json.loads(response.read())["error"]
+        assert (error["code"], error["type"]) == ("method_not_allowed", "invalid_request_error")
         connection.close()
+
+
+def test_an_address_that_is_not_there_is_told_in_openai_s_words(api: Api) -> None:
+    with (
+        openai.OpenAI(api_key=api.key, base_url=f"{api.live.address}/v1", max_retries=0) as client,
+        pytest.raises(openai.NotFoundError) as refused,
+    ):
+        client.embeddings.create(model="turnwise", input="hello")
+    assert refused.value.type == "not_found_error"
+    assert refused.value.code == "not_found"
+    assert refused.value.param is None
 
 
 def test_a_missing_database_is_said_so_and_nothing_more(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
