@@ -27,8 +27,17 @@ def list_models(arguments: Namespace) -> int:
             print(json.dumps([asdict(entry) for entry in found], ensure_ascii=False))
         else:
             print("\n".join(map(_line, found)) or "no model")
+        if found and not any(entry.in_use for entry in found):
+            _say_why_none_is_in_use(directory)
 
     return _with_models(arguments, work)
+
+
+def _say_why_none_is_in_use(directory: Path) -> None:
+    try:
+        model_directory.find_model(directory)
+    except ModelDirectoryError as error:
+        print(f"no model is in use: {error.reason}", file=sys.stderr)
 
 
 def promote(arguments: Namespace) -> int:

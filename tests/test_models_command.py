@@ -56,6 +56,20 @@ def test_the_list_tells_which_is_in_use_and_what_is_broken(
     assert "cannot be used" in second
 
 
+@pytest.mark.parametrize(("active", "why"), [("gone", "names 'gone'"), (None, "holds several models")])
+def test_the_list_says_why_no_model_is_in_use(
+    capsys: pytest.CaptureFixture[str], models: Path, active: str | None, why: str
+) -> None:
+    (models / ACTIVE).unlink()
+    if active is not None:
+        (models / ACTIVE).write_text(active)
+    assert main(["models", "list", "--models", str(models)]) == 0
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 2
+    assert said.err.startswith("no model is in use: ")
+    assert why in said.err
+
+
 @pytest.mark.parametrize("by_name", [True, False])
 def test_a_model_is_promoted_by_name_and_by_fingerprint(
     capsys: pytest.CaptureFixture[str], models: Path, by_name: bool
