@@ -34,6 +34,13 @@ def test_what_is_dropped_and_why(bad: object, reason: str) -> None:
     assert counts == {"kept": 1, reason: 1}
 
 
+def test_lines_as_windows_ends_them_are_text() -> None:
+    counts: Counter[str] = Counter()
+    several = transcript("hello\r\nanybody there?\t", "hi\r\n\r\nyes", name="windows")
+    assert list(clean([several], [], counts)) == [several]
+    assert counts == {"kept": 1}
+
+
 def test_held_out_conversations_never_come_in() -> None:
     counts: Counter[str] = Counter()
     assert list(clean([GOOD], [transcript("Hello", "hi", name="dev")], counts)) == []

@@ -248,6 +248,13 @@ def test_csv_of_a_spreadsheet_is_read(write: Write, rows: str, options: list[str
     assert said(transcript) == [("user", "a, b"), ("agent", "d")]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_of_a_message_end_alike_whatever_system_wrote_them(write: Write, end: str) -> None:
+    rows = ["conversation,role,text", f'c,user,"a{end}{end}b"', "c,agent,d", ""]
+    (transcript,) = imported("csv", write("a.csv", end.join(rows).encode()))
+    assert said(transcript) == [("user", "a\n\nb"), ("agent", "d")]
+
+
 def test_a_delimiter_that_is_another_is_told(write: Write) -> None:
     path = write("a.csv", "conversation;role;text\n")
     assert refused("csv", path).endswith("'conversation;role;text' (see --delimiter: is it ';'?)")

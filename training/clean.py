@@ -65,10 +65,10 @@ def fault_of(transcript: Transcript) -> str | None:
 
 def _is_not_text(turn: Turn) -> bool:
     """Control characters, private use, lone surrogates or U+FFFD: traces of a broken encoding or of binary
-    data.
+    data. Carriage returns are not: Windows ends its lines with them.
     """
     return any(
-        c == "\ufffd" or (c not in "\n\t" and unicodedata.category(c) in ("Cc", "Co", "Cs"))
+        c == "\ufffd" or (c not in "\n\r\t" and unicodedata.category(c) in ("Cc", "Co", "Cs"))
         for c in turn.text
     )
 

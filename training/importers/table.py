@@ -15,6 +15,8 @@ from chatbot.transcripts import Role, Transcript, Turn
 from training.importers.rows import Table
 from training.importers.source import Skip, SourceError, encoding_name, expand
 
+_LINE_END = re.compile(r"\r\n?")
+"""Of Windows and of old Macs, within a quoted field; a transcript has ``\\n``."""
 OTHERS = "*"
 """Stands, among the values of the role column, for every value that is not named."""
 
@@ -137,7 +139,7 @@ class Csv:
         text_at = table.column(self.columns.text, "--text-column")
         time_at = None if self.columns.time is None else table.column(self.columns.time, "--time-column")
         for line, row in table.rows():
-            conversation, text = row[conversation_at].strip(), row[text_at].strip()
+            conversation, text = row[conversation_at].strip(), _LINE_END.sub("\n", row[text_at].strip())
             role = self._role(row[role_at], table.path, line)
             if not conversation:
                 raise SourceError(str(table.path), f"line {line}", f"{self.columns.conversation} is empty")
