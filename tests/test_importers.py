@@ -161,6 +161,14 @@ def test_csv_in_utf_16_is_refused_or_read(write: Write) -> None:
     assert said(imported("csv", path, options=["--encoding", "utf-16"])[0]) == [("user", "hello")]
 
 
+@pytest.mark.parametrize(("written", "likely"), [("utf-8", "utf-8"), ("utf-16-le", "utf-16-le")])
+def test_csv_that_is_not_in_utf_16_as_told_is_refused(write: Write, written: str, likely: str) -> None:
+    path = write("a.csv", "conversation,role,text\nc,user,hello\n".encode(written))
+    reason = refused("csv", path, ["--encoding", "utf-16"])
+    assert reason.startswith("FILE: line 1: not utf-16: ")
+    assert reason.endswith(f"(see --encoding: perhaps {likely})")
+
+
 def test_an_undecodable_line_far_into_a_file_is_named(write: Write) -> None:
     rows = [b"conversation,role,text", *(b"c,user,number %d" % n for n in range(5000))]
     rows[4321] += b"\xff"

@@ -105,13 +105,11 @@ def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
                 if len(line) > MAX_LINE_BYTES:
                     raise SourceError(str(path), f"line {number}", f"longer than {MAX_LINE_BYTES} characters")
                 yield line
-        except UnicodeDecodeError as error:
+        except UnicodeError as error:  # utf-16 has no narrower one for a file without its mark
             # The decoder reads ahead of the lines, so the place is looked up from the start.
             place = f"line {_undecodable_line(path, encoding)}"
-            likely = (
-                "utf-16" if head[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "cp1252 of older Windows programs"
-            )
-            reason = f"not {encoding}: {error.reason} (see --encoding: perhaps {likely})"
+            why = error.reason if isinstance(error, UnicodeDecodeError) else error
+            reason = f"not {encoding}: {why} (see --encoding: perhaps {_likely_encoding(head, encoding)})"
             raise SourceError(str(path), place, reason) from None
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise SourceError(str(path), f"line {number + 1}", f"not readable as gzip: {error}") from None
@@ -149,6 +147,15 @@ def _open_binary(path: Path) -> IO[bytes]:
     return gzip.GzipFile(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
+def _likely_encoding(head: bytes, wrong: str) -> str:
+    """What a file that begins with ``head`` may be, if not ``wrong``."""
+    if head[:2] in (BOM_UTF16_LE, BOM_UTF16_BE):
+        return "utf-16"
+    if b"\0" in head[:2]:
+        return "utf-16-le" if head[1:2] == b"\0" else "utf-16-be"
+    return "cp1252 of older Windows programs" if wrong.lower().startswith("utf-8") else "utf-8"
+
+
 def _undecodable_line(path: Path, encoding: str) -> int:
     decoder = codecs.getincrementaldecoder(encoding)()
     number = 0
@@ -156,7 +163,7 @@ def _undecodable_line(path: Path, encoding: str) -> int:
         for number, line in enumerate(stream, start=1):
             try:
                 decoder.decode(line)
-            except UnicodeDecodeError:
+            except UnicodeError:
                 return number
     return number
 
