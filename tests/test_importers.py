@@ -220,6 +220,14 @@ def test_a_time_that_is_none_is_refused_with_its_line(write: Write) -> None:
     )
 
 
+def test_a_time_at_the_end_of_all_calendars_is_refused_with_its_line(write: Write) -> None:
+    """The year 1 is what some help desks write for no time."""
+    path = write("a.csv", "conversation,role,text,at\nc,user,hi,0001-01-01T00:00:00\n")
+    assert refused("csv", path, ["--time-column", "at", "--time-zone", "Europe/Berlin"]) == (
+        "FILE: line 2: '0001-01-01T00:00:00' is not within the years 1 to 9999 UTC"
+    )
+
+
 def test_csv_times_of_another_form_are_read_when_told(write: Write) -> None:
     rows = "conversation,role,text,at\nc,agent,late,05/01/2024 2:00 PM\nc,user,early,05/01/2024 11:30 AM\n"
     options = ["--time-column", "at", "--time-format", "%m/%d/%Y %I:%M %p", "--time-zone", "UTC"]

@@ -177,7 +177,12 @@ class Csv:
             raise SourceError(
                 str(path), f"line {line}", f"{value!r} has no offset from UTC (see --time-zone)"
             )
-        return (at if at.tzinfo is not None else at.replace(tzinfo=self.time_zone)).astimezone(UTC)
+        try:
+            return (at if at.tzinfo is not None else at.replace(tzinfo=self.time_zone)).astimezone(UTC)
+        except OverflowError:  # the year 1, which some programs write for no time
+            raise SourceError(
+                str(path), f"line {line}", f"{value!r} is not within the years 1 to 9999 UTC"
+            ) from None
 
 
 @dataclass(frozen=True, slots=True)
