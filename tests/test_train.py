@@ -112,6 +112,22 @@ def test_a_variation_on_teacher_forcing_acts_and_learns(
     assert varied[:4] != losses(tmp_path / "plain")
 
 
+@pytest.mark.parametrize("before", ["none", "other"])
+def test_with_another_dev_part_the_best_is_chosen_anew(
+    files: tuple[Path, Path], tmp_path: Path, before: str
+) -> None:
+    """What an earlier dev part said of the model means nothing to this one."""
+    write_transcripts(tmp_path / "easy.jsonl", [transcript("hello", "", name="easy")])
+    earlier = {"none": [], "other": [tmp_path / "easy.jsonl"]}[before]
+    config = TrainConfig.model_validate(SMALL_RUN | {"max_steps": 5, "patience": 1})
+    first = train([files[0]], earlier, tmp_path / "run", config, quiet=True)
+    resumed = run(files, tmp_path / "run", resume=True, max_steps=12, patience=1)
+    assert first.progress.best < resumed.progress.best
+    assert resumed.progress.best_step == resumed.progress.step == 12
+    again = run(files, tmp_path / "run", resume=True, max_steps=12, patience=1)
+    assert again.progress.best == resumed.progress.best
+
+
 def test_the_running_mean_is_sealed_and_resumed(files: tuple[Path, Path], tmp_path: Path) -> None:
     whole = run(files, tmp_path / "whole", averaging=0.9)
     always = Event()

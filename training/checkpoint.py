@@ -35,6 +35,7 @@ class Progress:
     best: float = float("inf")  # lowest dev loss, nats a word
     best_step: int = 0
     waited: int = 0  # readings since
+    dev: str | None = None  # hash of the dev part that says so, None for one of before it was noted
 
 
 def save(

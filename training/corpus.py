@@ -67,6 +67,11 @@ class Corpus:
     def replies(self) -> int:
         return int(self.turn_is_reply.sum())
 
+    def digest(self) -> str:
+        """Hash of what is said and what is to be learned of it."""
+        arrays = (self.tokens, self.turn_start, self.turn_is_reply, self.dialogue_start)
+        return hashlib.sha256(b"".join(hashlib.sha256(array.data).digest() for array in arrays)).hexdigest()
+
     def dialogue_tokens(self) -> NDArray[np.int64]:
         """Tokens of each conversation, (D,)."""
         return np.diff(self.turn_start[self.dialogue_start])

@@ -10,6 +10,7 @@ best checkpoint -> sealed model directory OUT
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import time
@@ -146,6 +147,7 @@ def train(
     progress = Progress()
     if resume:
         progress = checkpoint.load(work / "last", model, optimizer, mean.model if mean else None)
+    _judge_by(dev, progress)
     run = _Run(
         model,
         mean,
@@ -513,6 +515,16 @@ def _dev_set(file: Path, name: str, tokenizer: Tokenizer, max_turn_tokens: int) 
         for turn in corpus.turn_is_reply.nonzero()[0]
     )
     return DevSet(name, corpus, max(1, sum(count_words(tokenizer.decode(ids)) for ids in replies)))
+
+
+def _judge_by(dev: Sequence[DevSet], progress: Progress) -> None:
+    """Note by which dev part the best is chosen; with another one than before, nothing was the best yet."""
+    files = sorted(dev_set.corpus.digest() for dev_set in dev)
+    name = hashlib.sha256("".join(files).encode()).hexdigest()
+    if progress.dev not in (None, name):
+        log.info("this is another dev part than before: the best model is chosen anew")
+        progress.best, progress.best_step, progress.waited = math.inf, 0, 0
+    progress.dev = name
 
 
 def name_of(file: Path) -> str:
