@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -126,6 +127,30 @@ def test_with_another_dev_part_the_best_is_chosen_anew(
     assert resumed.progress.best_step == resumed.progress.step == 12
     again = run(files, tmp_path / "run", resume=True, max_steps=12, patience=1)
     assert again.progress.best == resumed.progress.best
+
+
+def test_a_checkpoint_that_has_no_room_ends_the_run_in_words(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The limit of a file's size stands for a full disk. The checkpoint before is there whole."""
+    at_once = Event()
+    at_once.set()
+    with pytest.raises(Stopped):
+        run(files, tmp_path / "model.run", stop=at_once)
+    kept = tensors(tmp_path / "model.run")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        status = main(arguments(files, tmp_path / "model", "--resume"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert status == 1
+    assert "no checkpoint could be written" in capsys.readouterr().err
+    found = tensors(tmp_path / "model.run")
+    assert all(torch.equal(found[name], kept[name]) for name in kept)
+    assert sorted(path.name for path in (tmp_path / "model.run").iterdir() if path.name.startswith(".")) == []
 
 
 def test_the_running_mean_is_sealed_and_resumed(files: tuple[Path, Path], tmp_path: Path) -> None:

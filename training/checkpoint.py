@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -41,7 +42,10 @@ class Progress:
 def save(
     path: Path, model: nn.Module, optimizer: Optimizer, progress: Progress, mean: nn.Module | None = None
 ) -> None:
-    """Replace the checkpoint at ``path``; ``mean`` is a running mean of the model's weights."""
+    """Replace the checkpoint at ``path``; ``mean`` is a running mean of the model's weights.
+
+    Raises OSError, on a full disk for example; the checkpoint that was there stays.
+    """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
@@ -50,15 +54,20 @@ def save(
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
-        save_file(
-            {name: value.contiguous() for name, value in tensors.items()}, aside / "tensors.safetensors"
-        )
+        _write({name: value.contiguous() for name, value in tensors.items()}, aside / "tensors.safetensors")
         (aside / "state.json").write_text(json.dumps(asdict(progress)))
         _sync(aside)
         _swap(aside, path)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def _write(tensors: dict[str, Tensor], file: Path) -> None:
+    try:
+        save_file(tensors, file)
+    except SafetensorError as error:  # how the library says that it could not write
+        raise OSError(f"{file.parent.parent}: no checkpoint could be written: {error}") from None
 
 
 def exists(path: Path) -> bool:
