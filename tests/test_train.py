@@ -682,6 +682,24 @@ def test_resuming_with_other_transcripts_is_refused(
     assert main(arguments(files, tmp_path / "model", *flags)) == 0
 
 
+def test_what_a_card_says_stays_where_nothing_else_is_said(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Other defaults do not take the licence off a model; conversations take the place of earlier ones."""
+    text, script, seal_again = tmp_path / "card.md", tmp_path / "visitor.txt", ["--max-tokens", "3"]
+    text.write_text("# Mine\n\nLicence: none.\n")
+    script.write_text("hello\n")
+    models = [str(tiny_model_dir), *(str(tmp_path / name) for name in ("one", "two", "three"))]
+    for place, flags in enumerate(
+        (["--text", str(text), "--script", str(script)], seal_again, ["--script", str(script)])
+    ):
+        assert main(["card", models[place], "-o", models[place + 1], *flags]) == 0
+    one, two, three = (load(Path(model)).card for model in models[1:])
+    assert one == two
+    assert one.startswith("# Mine\n\nLicence: none.\n\n## Conversations\n")
+    assert three.startswith("# Mine\n\nLicence: none.\n\n## Conversations\n")
+    assert "max_tokens 3" in three
+    assert three.count("**Visitor:**") == 1
+
+
 def test_a_model_whose_run_left_no_word_has_a_card_all_the_same() -> None:
     assert model_card({}, "# Mine\n").startswith("# Mine")
     assert "Not stated" in model_card({})

@@ -52,6 +52,13 @@ def with_confidence(card: str, calibration: Calibration) -> str:
     return f"{before.rstrip()}\n{CONFIDENCE}\n{words}\n{heading}{rest}"
 
 
+def without_section(card: str, heading: str) -> str:
+    """The card without the section of this ``heading``, if it has one; it ends in a newline."""
+    before, _, after = card.partition(heading)
+    _, next_one, rest = after.partition("\n## ")
+    return f"{before.rstrip()}\n{next_one}{rest}"
+
+
 def _kind(shape: Mapping[str, Any]) -> str:
     """What kind of model it is, in the words of its configuration."""
     copying = " and copying" if shape.get("copying") else ""

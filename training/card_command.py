@@ -18,7 +18,9 @@ from chatbot.model_directory import ModelBundle, ModelDirectoryError, find_model
 from chatbot.options import DecodingOptions, OptionError
 from chatbot.terms import Terms
 from chatbot.transcripts import Role
-from training.card import model_card
+from training.card import model_card, without_section
+
+CONVERSATIONS = "\n## Conversations\n"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--out", type=Path, required=True, metavar="DIR", help="the same model, sealed anew"
     )
     parser.add_argument(
-        "--text", type=Path, metavar="FILE.md", help="data, licence and limits, in your words"
+        "--text",
+        type=Path,
+        metavar="FILE.md",
+        help="data, licence and limits, in your words (default: the card as it is)",
     )
     parser.add_argument(
         "--script",
@@ -43,10 +48,10 @@ def run(args: argparse.Namespace) -> int:
         bundle = load(find_model(args.model))
         defaults = DecodingOptions.merged(bundle.defaults, given_options(args))
         Terms(bundle.tokenizer, DecodingOptions.highest("beam_size")).grant(defaults)
-        text = read_text(args.text) if args.text else ""
-        card = model_card(bundle.metrics, text)
+        card = model_card(bundle.metrics, read_text(args.text)) if args.text else bundle.card
         if args.script:
-            card += conversations(bundle, defaults, read_script(read_text(args.script)))
+            said = conversations(bundle, defaults, read_script(read_text(args.script)))
+            card = without_section(card, CONVERSATIONS) + said
         fingerprint = seal(
             args.out,
             model=bundle.model,
@@ -80,7 +85,7 @@ def conversations(bundle: ModelBundle, options: DecodingOptions, script: Sequenc
     )
     settings = ", ".join(f"{key} {value}" for key, value in used.items()) or "greedy"
     how = f"As they came ({settings}; each seed made of the numbers of conversation and turn)."
-    return f"\n## Conversations\n\n{how}\n\n{said}\n"
+    return f"{CONVERSATIONS}\n{how}\n\n{said}\n"
 
 
 def play(
