@@ -95,7 +95,7 @@ def read_transcripts(path: Path) -> Iterator[Transcript]:
 
     Raises `TranscriptError` for a malformed line or a damaged gzip stream, OSError when it cannot be read.
     """
-    opened: IO[bytes] = gzip.GzipFile(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[assignment]
+    opened: IO[bytes] = gzip.GzipFile(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[assignment]
     with opened as stream:
         yield from read_lines(_bounded_lines(stream, str(path)), str(path))
 

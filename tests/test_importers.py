@@ -443,6 +443,16 @@ def test_a_directory_without_files_of_the_form_is_refused(tmp_path: Path) -> Non
 # ---- Self-dialogues ------------------------------------------------------------------------------
 
 
+def test_a_directory_is_read_whatever_the_case_of_the_endings(tmp_path: Path) -> None:
+    """Half of an export would be missing without a word."""
+    rows = "conversation,role,text\n{0},user,hi\n"
+    (tmp_path / "a.csv").write_text(rows.format("one"))
+    (tmp_path / "B.CSV").write_text(rows.format("two"))
+    (tmp_path / "C.Csv.GZ").write_bytes(gzip.compress(rows.format("three").encode()))
+    (tmp_path / "notes.txt").write_text("not a table")
+    assert {transcript.id for transcript in imported("csv", tmp_path)} == {"one", "two", "three"}
+
+
 def test_self_dialogue_orders_sentences_by_number_and_alternates(write: Write) -> None:
     header = "HITId,AssignmentId,Answer.sentence1,Answer.sentence10,Answer.sentence2,Answer.sentence3\n"
     path = write(

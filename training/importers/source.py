@@ -10,6 +10,7 @@ import re
 import zlib
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, ClassVar, Final, Protocol, Self, TypeVar
 
@@ -62,13 +63,19 @@ class Importer(Protocol):
 
 
 def expand(sources: Sequence[Path], *patterns: str) -> list[Path]:
-    """Files as they are; of directories, the files inside that match, ``2.json`` before ``10.json``."""
+    """Files as they are; of directories, the files inside that match, ``2.json`` before ``10.json``. Windows
+    programs also write ``A.CSV``.
+    """
     files: list[Path] = []
     for source in sources:
         if not source.is_dir():
             files.append(source)
             continue
-        inside = {path for pattern in patterns for path in source.glob(pattern) if path.is_file()}
+        inside = [
+            path
+            for path in source.iterdir()
+            if any(fnmatchcase(path.name.lower(), pattern) for pattern in patterns) and path.is_file()
+        ]
         if not inside:
             raise SourceError(str(source), "", f"the directory holds no {' or '.join(patterns)}")
         files += sorted(inside, key=_natural_order)
@@ -144,7 +151,7 @@ def joined(turns: Iterable[tuple[Role, str]]) -> tuple[Turn, ...]:
 
 
 def _open_binary(path: Path) -> IO[bytes]:
-    return gzip.GzipFile(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+    return gzip.GzipFile(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
 def _likely_encoding(head: bytes, wrong: str) -> str:
