@@ -17,7 +17,7 @@ import tempfile
 import zlib
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
@@ -111,15 +111,18 @@ def write_transcripts(path: Path, transcripts: Iterable[Transcript]) -> int:
     Returns the number written. The same transcripts give the same bytes (no timestamp in the gzip header).
     """
     count = 0
-    with write_aside(path) as raw:
-        packed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else None
-        stream = packed or raw
+    with write_aside(path) as raw, _packing(raw, path) as stream:
         for transcript in transcripts:
             stream.write(render_transcript(transcript).encode() + b"\n")
             count += 1
-        if packed:
-            packed.close()
     return count
+
+
+def _packing(raw: IO[bytes], path: Path) -> AbstractContextManager[IO[bytes]]:
+    """What is written to, closed after an error too: Python 3.13 complains of one that is left open."""
+    if path.suffix != ".gz":
+        return nullcontext(raw)
+    return gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)  # type: ignore[return-value]
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,22 @@ def test_files_hold_what_was_written(tmp_path: Path, suffix: str) -> None:
     write_transcripts(path, orders(20))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failing_source_leaves_nothing_open(tmp_path: Path) -> None:
+    """What Python says of a file that it cannot finish would stand beside the reason; older ones say it in
+    their development mode only.
+    """
+    program = (
+        "import sys; from pathlib import Path; from chatbot.transcripts import *\n"
+        "try: write_transcripts(Path(sys.argv[1]), read_lines([sys.argv[2], '{'], 'lines'))\n"
+        "except TranscriptError: print('refused')"
+    )
+    command = [sys.executable, "-X", "dev", "-c", program, str(tmp_path / "out.jsonl.gz"), GOOD]
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("refused\n", "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failing_source_leaves_the_old_file(tmp_path: Path) -> None:
