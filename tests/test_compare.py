@@ -87,7 +87,13 @@ def test_it_says_how_far_it_is(models: tuple[Path, Path], tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("asked", "reason"),
-    [([transcript("Hello!", "Hm.")], "does not end in a user turn"), ([], None)],
+    [
+        (
+            [QUESTIONS[0], transcript("Hello!", "Hm.", name="d")],
+            "conversation 'd' does not end in a user turn",
+        ),
+        ([], None),
+    ],
     ids=["answered already", "nothing"],
 )
 def test_only_questions_are_answered(

@@ -16,6 +16,10 @@ from training.evaluate import ReplyFailed
 from training.progress import Reporter
 
 
+class NotAQuestion(ValueError):
+    """A conversation that nobody waits in for a reply."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("base", type=Path, metavar="BASE", help="the model that answers now")
@@ -37,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
             for each in found:
                 stream.write(json.dumps(asdict(each), ensure_ascii=False).encode() + b"\n")
         ended = "done"
-    except (ModelDirectoryError, TranscriptError, ReplyFailed, OSError) as error:
+    except (ModelDirectoryError, TranscriptError, NotAQuestion, ReplyFailed, OSError) as error:
         print(in_words(error), file=sys.stderr)
         return 1
     finally:
@@ -49,9 +53,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _questions(path: Path) -> list[Transcript]:
-    found = []
-    for number, transcript in enumerate(read_transcripts(path), start=1):
+    found = list(read_transcripts(path))
+    for transcript in found:
         if not transcript.turns or transcript.turns[-1].role != "user":
-            raise TranscriptError(str(path), number, "the conversation does not end in a user turn")
-        found.append(transcript)
+            raise NotAQuestion(f"{path}: conversation {transcript.id!r} does not end in a user turn")
     return found
