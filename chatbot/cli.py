@@ -49,9 +49,11 @@ def in_words(error: Exception) -> str:
 
 
 def read_text(file: Path) -> str:
-    """A text that the caller wrote. Raises OSError, also for bytes that are not UTF-8."""
+    """A text that the caller wrote, without the byte order mark of some editors. Raises OSError, also for
+    bytes that are not UTF-8.
+    """
     try:
-        return file.read_text("utf-8")
+        return file.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise OSError(errno.EILSEQ, f"not UTF-8 at byte {error.start}", str(file)) from None
 

@@ -629,6 +629,20 @@ def test_a_text_that_is_not_utf_8_is_named(
     assert capsys.readouterr().err == f"{text}: not UTF-8 at byte 3\n"
 
 
+def test_a_byte_order_mark_is_no_part_of_a_text(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Some editors of Windows begin every file with one; the model would read it as a word of the visitor."""
+    (tmp_path / "run.toml").write_text("epochs = 3\n", "utf-8-sig")
+    assert load_config(tmp_path / "run.toml", []).epochs == 3
+    flags = []
+    for flag, text in (("--text", "# Mine\n"), ("--script", "Hello!\n")):
+        (tmp_path / flag).write_text(text, "utf-8-sig")
+        flags += [flag, str(tmp_path / flag)]
+    assert main(["card", str(tiny_model_dir), "-o", str(tmp_path / "new"), *flags]) == 0
+    card = load(tmp_path / "new").card
+    assert card.startswith("# Mine\n")
+    assert "> **Visitor:** Hello!" in card
+
+
 @pytest.mark.parametrize(
     "command",
     [
