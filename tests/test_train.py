@@ -672,6 +672,19 @@ def test_the_log_tells_of_a_run_without_a_dev_part(
     assert re.fullmatch(r"step 1  \d+ s  loss \d\.\d{3}", caplog.messages[-1])
 
 
+def test_the_dev_part_is_read_once_after_an_update(
+    files: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that ends because nothing got better has read it just before."""
+    caplog.set_level("INFO")
+    steps: dict[str, Any] = {"evaluate_every": 1, "patience": 2, "learning_rate": 0.5, "warmup_steps": 0}
+    progress = run(files, tmp_path / "run", **steps).progress
+    told = [int(found[1]) for line in caplog.messages if (found := re.match(r"step (\d+) ", line))]
+    assert told == list(range(1, progress.step + 1))
+    assert progress.step < SMALL_RUN["max_steps"]
+    assert progress.waited == 2
+
+
 def test_resuming_what_has_not_begun_begins_and_says_so(
     files: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -235,6 +235,7 @@ class _Run:
         self.total_steps = self._total_steps()
         self.saved_at = progress.seconds
         self.loss: float | None = None  # of the latest update of this process
+        self.read_after: int | None = None  # updates, that it last read the dev part after
 
     def until_done(self) -> None:
         """Run the remaining batches. A checkpoint is only ever written between two updates."""
@@ -253,7 +254,7 @@ class _Run:
                 self.loss, seconds = self._update(batch)
                 self._report(bar, writer, batch, self.loss, seconds)
                 self._between_updates(writer)
-            if self.progress.best_step != self.progress.step:
+            if self.progress.step not in (self.progress.best_step, self.read_after):
                 self._read_dev(writer)
         finally:
             bar.close()
@@ -387,6 +388,7 @@ class _Run:
 
     def _read_dev(self, writer: SummaryWriter | None) -> None:
         """Perplexity of each dev file; keeps the best model. Without a dev part, the latest is the best."""
+        self.read_after = self.progress.step
         found = self.perplexities()
         words = sum(dev.words for dev in self.dev)
         loss = sum(dev.words * math.log(found[dev.name]) for dev in self.dev) / words if words else 0.0
