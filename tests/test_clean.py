@@ -80,6 +80,19 @@ def test_a_broken_file_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFix
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_a_dev_part_that_cannot_be_written_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A training part of another share would hold conversations of the dev part that is still there."""
+    source, out = tmp_path / "all.jsonl", tmp_path / "train.jsonl"
+    write_transcripts(source, [transcript(f"question {n}", "answer", name=str(n)) for n in range(20)])
+    write_transcripts(out, [GOOD])
+    (tmp_path / "file").touch()
+    assert main(["clean", str(source), "-o", str(out), "--dev", str(tmp_path / "file" / "dev.jsonl")]) == 1
+    assert str(tmp_path / "file") in capsys.readouterr().err
+    assert list(read_transcripts(out)) == [GOOD]
+
+
 def test_an_id_that_two_files_use_is_numbered() -> None:
     others = [transcript(f"hello {n}", "hi", name="good") for n in range(2)]
     kept = [transcript.id for transcript in clean([GOOD, *others], [], Counter())]

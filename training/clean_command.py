@@ -47,10 +47,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         kept = clean(_read(args.files), _read(args.held_out), counts)
         if args.dev:
-            kept = _split(kept, args.dev_share, apart)
+            kept = _split(kept, args.dev_share, apart, args.dev)
         write_transcripts(args.out, kept)
         if args.dev:
-            write_transcripts(args.dev, apart)
             counts["of these for the dev part"] = len(apart)
     except (TranscriptError, OSError) as error:
         print(in_words(error), file=sys.stderr)
@@ -85,13 +84,18 @@ def _share(text: str) -> float:
     return share
 
 
-def _split(transcripts: Iterable[Transcript], share: float, apart: list[Transcript]) -> Iterator[Transcript]:
-    """The training part; the dev part is put into ``apart``."""
+def _split(
+    transcripts: Iterable[Transcript], share: float, apart: list[Transcript], dev: Path
+) -> Iterator[Transcript]:
+    """The training part; the dev part is put into ``apart``, and written before the training part ends: where
+    it cannot be, an earlier training part stays with its dev part.
+    """
     for transcript in transcripts:
         if is_dev(transcript, share):
             apart.append(transcript)
         else:
             yield transcript
+    write_transcripts(dev, apart)
 
 
 def _read(files: Iterable[Path]) -> Iterator[Transcript]:
