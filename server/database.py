@@ -64,8 +64,10 @@ def parse(url: str) -> URL:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # a port that is no number is a ValueError, which would quote it
         raise DatabaseUrlError("write sqlite:///file.db or postgresql://user:password@host/name") from None
+    if parsed.host is not None and "@" in parsed.host:  # errors show the host, never the password
+        raise DatabaseUrlError("an @ in a password is written %40")
     if parsed.drivername == "postgres":
         parsed = parsed.set(drivername="postgresql")
     if "+" in parsed.drivername:

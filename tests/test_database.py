@@ -33,6 +33,8 @@ from tests.databases import administer, fresh_database
         ("sqlite://", "would forget every conversation"),
         ("sqlite:///:memory:", "would forget every conversation"),
         ("sqlite:///chats.db?mode=memory", "takes no parameters"),
+        ("postgresql://anna@localhost:many/chats", "write sqlite:///file.db or postgresql://"),
+        ("postgresql://anna@localhost:/chats", "write sqlite:///file.db or postgresql://"),
     ],
 )
 def test_other_urls_are_refused_in_words(url: str, complaint: str) -> None:
@@ -40,10 +42,18 @@ def test_other_urls_are_refused_in_words(url: str, complaint: str) -> None:
         connect(url)
 
 
-def test_a_url_that_cannot_be_read_is_not_repeated() -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql//anna:geheim@localhost/chats",
+        "postgresql://anna:streng@geheim@localhost/chats",
+        "postgresql://anna:streng@ge:heim@localhost/chats",
+    ],
+)
+def test_a_url_that_cannot_be_read_is_not_repeated(url: str) -> None:
     with pytest.raises(DatabaseUrlError) as refusal:
-        connect("postgresql//anna:geheim@localhost/chats")
-    assert "geheim" not in str(refusal.value)
+        connect(url)
+    assert "heim" not in str(refusal.value)
 
 
 def test_a_relative_file_stays_where_it_is_when_the_working_directory_changes(
