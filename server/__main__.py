@@ -6,8 +6,9 @@ exit status. What a command needs is imported when it runs, so that `--help` and
 
 from __future__ import annotations
 
+import math
 import sys
-from argparse import ArgumentParser, Namespace, _SubParsersAction
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, _SubParsersAction
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -194,13 +195,23 @@ def add_verify(commands: Commands) -> None:
     settings.add_arguments(parser, ["models", "database_url"])
     parser.add_argument(
         "--tolerance",
-        type=float,
+        type=_nats,
         default=0.01,
         metavar="NATS",
         help="how far a log-probability may be off (default: 0.01)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run_verify)
+
+
+def _nats(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise ArgumentTypeError("must be a number from 0")
+    return value
 
 
 def run_verify(arguments: Namespace) -> int:

@@ -217,5 +217,10 @@ def test_the_command_reports_and_its_status_tells(
     talk.answer(talk.say("Bye"), {"logprobs": tuple([-0.1] * 12)}, min_tokens=12)
     assert main(arguments) == 1
     assert "1 exact, 1 mismatch" in capsys.readouterr().out
+    for tolerance in ("nan", "inf", "-1", "much"):  # under the first two nothing would be a mismatch
+        with pytest.raises(SystemExit) as left:
+            main([*arguments, f"--tolerance={tolerance}"])
+        assert left.value.code == 2
+        assert "--tolerance: must be a number from 0" in capsys.readouterr().err
     assert main(["verify", "nobody", *arguments[2:]]) == 1
     assert "no conversation 'nobody'" in capsys.readouterr().err
