@@ -7,6 +7,7 @@ exit status. What a command needs is imported when it runs, so that `--help` and
 from __future__ import annotations
 
 import math
+import os
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, _SubParsersAction
 from collections.abc import Sequence
@@ -31,6 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = build_parser().parse_args(arguments)
     try:
         status: int = parsed.run(parsed)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of the output has left. Without this, the interpreter would complain again at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (settings.SettingsError, StoreError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -245,6 +248,19 @@ def test_what_cannot_be_done_is_one_line_and_status_1(
     assert said.out == ""
     assert complaint in said.err
     assert said.err.count("\n") == 1
+    engine = connect(url)
+    assert [entry.action for entry in entries(engine)] == ["key.add"]
+    engine.dispose()
+
+
+def test_a_reader_that_has_left_is_no_traceback(url: str) -> None:
+    """As `python -m server key list | head -1` may find it."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "server", "key", "list", "--database-url", url]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_a_database_that_is_not_set_up_is_named_with_the_command(
