@@ -1,4 +1,4 @@
-"""API keys: who may use the HTTP API.
+"""API keys: who may use the HTTP API. Only the command line adds and revokes them.
 
 A key has 256 random bits, so one SHA-256 is enough to keep it by: there is nothing to guess that a slow hash
 could protect. Keys are looked up by their hash for every request, and a key that is revoked is refused from
@@ -20,6 +20,7 @@ from sqlalchemy import Connection, Engine, bindparam, insert, or_, select, updat
 from sqlalchemy.exc import IntegrityError
 
 from server import logs
+from server.console import audit
 from server.database import reading, writing
 from server.desk import new_id
 from server.records import storable
@@ -100,6 +101,7 @@ class Keys:
                 if connection.scalar(taken) is not None:
                     raise there
                 connection.execute(insert(ApiKey).values(values))
+                audit.note(connection, None, "key.add", name)
         except IntegrityError:  # somebody else's was first by less than a look
             raise there from None
         return key
@@ -117,6 +119,8 @@ class Keys:
         statement = update(ApiKey).where(ApiKey.name == name, ApiKey.revoked_at.is_(None))
         with writing(self._engine) as connection:
             found = storable(name) and connection.execute(statement.values(revoked_at=self._clock())).rowcount
+            if found:
+                audit.note(connection, None, "key.revoke", name)
         if not found:
             raise KeyNameError(name, "no key that holds has this name")
 

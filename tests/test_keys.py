@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import Engine, select, text
 
 from server.__main__ import main
+from server.console.audit import entries
 from server.database import connect, reading
 from server.keys import KeyNameError, Keys
 from server.store_errors import StoreUnavailable
@@ -215,6 +216,8 @@ def test_the_command_adds_lists_and_revokes(url: str, capsys: pytest.CaptureFixt
     capsys.readouterr()
     assert main(["key", "list", "--database-url", url]) == 0
     assert "revoked 20" in capsys.readouterr().out
+    noted = [(entry.operator, entry.action, entry.subject, entry.details) for entry in entries(engine)]
+    assert noted == [(None, "key.revoke", "shop", None), (None, "key.add", "shop", None)]
     engine.dispose()
 
 

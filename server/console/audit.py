@@ -17,7 +17,7 @@ from server.tables import AuditEntry
 ACTIONS: Final = frozenset(
     {
         *("session.start", "session.end", "password.change", "password.set"),
-        *("operator.add", "operator.disable", "operator.enable", "role.change"),
+        *("operator.add", "operator.disable", "operator.enable", "role.change", "key.add", "key.revoke"),
         *("conversation.take", "conversation.hand_back", "conversation.close", "conversation.reopen"),
         *("conversation.speak", "conversations.export", "visitor.erase"),
         *("verdict.set", "verdict.delete", "label.add", "label.archive", "label.restore"),
