@@ -35,7 +35,7 @@ from server.console.accounts import Accounts
 from server.console.context import Console
 from server.console.job_runner import JobRunner
 from server.conversations import Bounds, Conversations
-from server.engine import PROBES, Engine, Steps
+from server.engine import PROBES, Engine, EngineUnhealthy, Steps
 from server.hot_swap import HotSwap
 from server.keys import Keys
 from server.ledger import Ledger
@@ -48,7 +48,7 @@ from server.protocol import MAX_FRAME
 from server.replying import Abstention
 from server.rollouts import Rollouts
 from server.session import Rules
-from server.settings import Settings
+from server.settings import Settings, SettingsError, flag
 from server.speaker import speaker_of
 from server.store import Store, StoreError
 from server.wire import Wire
@@ -200,13 +200,21 @@ class Application:
         self._console.live.close()
         await self._chat.drain(self._drain_seconds)
 
+    async def _warm_up(self) -> None:
+        """Have the first token made. Raises EngineUnhealthy, whose words nobody else would tell."""
+        try:
+            await self._engine.check(WARM_UP)
+        except EngineUnhealthy as error:
+            logs.event(log, logging.ERROR, "not_ready", reason=f"the engine: {error.reason}")
+            raise
+
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         self._writer.start()
         self._engine.start()
         self._jobs.start()
         try:
-            await self._engine.check(WARM_UP)
+            await self._warm_up()
             following = asyncio.create_task(self._hot_swap.follow(self._began_with), name="hot swap")
             sampling = asyncio.create_task(self._metrics.watch_loop(time.monotonic), name="loop lag")
             rolling = asyncio.create_task(self._rollouts.follow(), name="rollouts")
@@ -238,7 +246,12 @@ class Server(uvicorn.Server):
         self._address = address
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except OSError as error:  # who else has bound the address since may listen there by now
+            _cannot_listen(self._address, error)
+            await self.lifespan.shutdown()
+            sys.exit(1)
         if self.started:
             if threading.current_thread() is threading.main_thread():  # where signals can be heard
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._application.look_for_model)
@@ -267,7 +280,7 @@ def serve(settings: Settings) -> int:
     try:
         listener = listen(settings.host, settings.port)
     except OSError as error:
-        print(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}", file=sys.stderr)
+        _cannot_listen(f"{settings.host}:{settings.port}", error)
         return 1
     with listener:
         try:
@@ -281,6 +294,10 @@ def serve(settings: Settings) -> int:
         if application.engine_hangs:
             _leave()
         return 0
+
+
+def _cannot_listen(where: str, error: OSError) -> None:
+    print(f"cannot listen on {where}: {error.strerror or error}", file=sys.stderr)
 
 
 def _leave() -> None:
@@ -311,7 +328,9 @@ def give_back_memory() -> None:
 
 
 def build(settings: Settings) -> Application:
-    """Load the model and open the database. Raises `ModelDirectoryError` and `StoreError`."""
+    """Load the model and open the database. Raises `ModelDirectoryError`, `SettingsError`, `StoreError`."""
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError([f"{flag('device')} cuda: torch finds no GPU here"])
     db = database.connect(settings.database_url)
     database.require_newest(db)
     path = model_directory.find_model(settings.models or model_directory.SHIPPED)
@@ -379,9 +398,11 @@ def allow_sockets(count: int) -> None:
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket bound to the address, before the time it takes to load a model is spent. Raises OSError."""
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except UnicodeError:  # what no name can be, such as one with an empty part
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known") from None
+    family, kind, protocol, _, address = found[0]
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -10,10 +10,12 @@ import uuid
 from pathlib import Path
 
 import pytest
+import torch
 
 from server import database, logs
 from server.__main__ import main
-from server.app import allow_sockets, give_back_memory
+from server.app import allow_sockets, give_back_memory, listen
+from server.engine import Engine, EngineUnhealthy
 from server.protocol import Message, Ready
 from server.store import Store
 from tests.chat_client import ChatClient, chatting, run
@@ -114,6 +116,7 @@ def test_what_keeps_it_from_starting_is_said_in_words(
     tmp_path: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logs, "configure", lambda level: None)  # pytest has its own
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name in [name for name in os.environ if name.startswith("TURNWISE_")]:
         monkeypatch.delenv(name)
     fresh = f"sqlite:///{tmp_path / 'fresh.db'}"
@@ -126,6 +129,8 @@ def test_what_keeps_it_from_starting_is_said_in_words(
             (["--database-url", fresh, "--models", f"{model}/none", "--port", "0"], "no such directory"),
             (["--database-url", f"sqlite:///{tmp_path / 'new.db'}", "--port", "0"], "db upgrade"),
             (["--database-url", "mysql://host/name", "--port", "0"], "neither sqlite nor postgresql"),
+            (["--database-url", fresh, "--models", model, "--host", "a..b"], "cannot listen on a..b"),
+            (["--database-url", fresh, "--models", model, "--device", "cuda", "--port", "0"], "no GPU"),
             (["--port", "many"], "--port"),
         ]
         for arguments, words in cases:
@@ -133,6 +138,47 @@ def test_what_keeps_it_from_starting_is_said_in_words(
             said = capsys.readouterr()
             assert words in said.err
             assert said.out == ""
+
+
+def test_an_address_that_somebody_else_takes_meanwhile_is_said_in_words(
+    tmp_path: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two servers that are begun at once both have the address, until one of them listens there."""
+    monkeypatch.setattr(logs, "configure", lambda level: None)
+    url = f"sqlite:///{tmp_path / 'turnwise.db'}"
+    database.upgrade(url)
+    other = listen("127.0.0.1", 0)
+
+    def outrun(host: str, port: int) -> socket.socket:
+        listener = listen(host, port)
+        other.listen()
+        return listener
+
+    monkeypatch.setattr("server.app.listen", outrun)
+    port = str(other.getsockname()[1])
+    with other, pytest.raises(SystemExit) as left:
+        main(["serve", "--database-url", url, "--models", str(tiny_model_dir), "--port", port])
+    assert left.value.code == 1
+    said = capsys.readouterr()
+    assert f"cannot listen on http://127.0.0.1:{port}: Address already in use" in said.err
+    assert said.out == ""
+
+
+def test_a_model_that_makes_no_token_is_why_it_does_not_start(
+    tmp_path: Path, tiny_model_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unhealthy(self: Engine, wait: float = 0) -> None:
+        raise EngineUnhealthy("no token within 60 s")
+
+    monkeypatch.setattr(logs, "configure", lambda level: None)
+    monkeypatch.setattr(Engine, "check", unhealthy)
+    url = f"sqlite:///{tmp_path / 'turnwise.db'}"
+    database.upgrade(url)
+    with pytest.raises(SystemExit) as left:
+        main(["serve", "--database-url", url, "--models", str(tiny_model_dir), "--port", "0"])
+    assert left.value.code == 3
+    told = [record for record in caplog.records if record.getMessage() == "not_ready"]
+    assert [record.__dict__["fields"] for record in told] == [{"reason": "the engine: no token within 60 s"}]
 
 
 def test_what_was_freed_is_given_back() -> None:
