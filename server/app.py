@@ -39,7 +39,7 @@ from server.engine import PROBES, Engine, EngineUnhealthy, Steps
 from server.hot_swap import HotSwap
 from server.keys import Keys
 from server.ledger import Ledger
-from server.limits import RequestLimit
+from server.limits import RequestLimit, as_peers
 from server.metrics import Metrics
 from server.offload import Offload
 from server.openai_api import OpenAiApi
@@ -378,7 +378,7 @@ def configuration(application: Application, settings: Settings) -> uvicorn.Confi
         access_log=False,
         server_header=False,
         proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=list(settings.trusted_proxies),
+        forwarded_allow_ips=as_peers(settings.trusted_proxies),
         timeout_graceful_shutdown=5,
     )
 

@@ -16,7 +16,7 @@ import ipaddress
 import math
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
@@ -219,6 +219,19 @@ def address_key(client: tuple[str, int] | None) -> str:
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return str(ipaddress.ip_network((address, 64), strict=False))
+
+
+def as_peers(networks: Iterable[str]) -> list[str]:
+    """Addresses and networks in every form in which a peer of them may be seen: one that speaks IPv4 to a
+    socket for both is `::ffff:10.0.0.1`.
+    """
+    found = [ipaddress.ip_network(network) for network in networks]
+    mapped = [
+        f"::ffff:{network.network_address}/{96 + network.prefixlen}"
+        for network in found
+        if isinstance(network, ipaddress.IPv4Network)
+    ]
+    return [*map(str, found), *mapped]
 
 
 def from_this_machine(scope: Scope) -> bool:

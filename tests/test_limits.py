@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from chatbot.options import DecodingOptions
 from chatbot.replies import Failed, Finished, Piece, ReplyRequest
@@ -31,6 +32,7 @@ from server.limits import (
     Scope,
     SendAsgi,
     Shares,
+    as_peers,
     excess_of,
     visitor_key,
 )
@@ -396,6 +398,26 @@ def test_requests_are_counted_by_address_and_health_is_not() -> None:
         assert [(await status("/", "192.0.2.1"))[0] for _ in range(2)] == [204, 429]
 
     run(test)
+
+
+@pytest.mark.parametrize(
+    ("peer", "seen"),
+    [
+        ("127.0.0.1", "192.0.2.1"),
+        ("::ffff:127.0.0.1", "192.0.2.1"),
+        ("::ffff:10.9.8.7", "192.0.2.1"),
+        ("2001:db8::7", "192.0.2.1"),
+        ("::ffff:127.0.0.2", "::ffff:127.0.0.2"),
+        ("::127.0.0.1", "::127.0.0.1"),
+    ],
+)
+def test_a_proxy_is_known_on_a_socket_for_both_kinds_of_addresses(peer: str, seen: str) -> None:
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["client"][0] == seen
+
+    trusted = as_peers(["127.0.0.1", "10.0.0.0/8", "2001:db8::/32"])
+    scope: Any = request("/", (peer, 1), [(b"x-forwarded-for", b"192.0.2.1")])
+    run(lambda: ProxyHeadersMiddleware(answer, trusted)(scope, None, None))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
