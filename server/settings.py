@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Iterable, Mapping
+from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 PREFIX = "TURNWISE_"
 
@@ -33,7 +35,32 @@ def _split(value: object) -> object:
     return value
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+def _origin(value: str) -> str:
+    """An origin as browsers write it: written in any other way it would be nobody's."""
+    scheme, _, rest = value.lower().partition("://")
+    host = rest.removesuffix("/").removesuffix({"http": ":80", "https": ":443"}.get(scheme, "/"))
+    if not re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme) or not re.fullmatch(r"[!-~]+", host):
+        raise ValueError(f"{value} is no origin, such as https://shop.example")
+    if set(host) & set("/?#@*"):
+        raise ValueError(f"{value} is more or less than an origin, such as https://shop.example")
+    if value != f"{scheme}://{host}":
+        raise ValueError(f"browsers write {value} as {scheme}://{host}")
+    return value
+
+
+def _proxy(value: str) -> str:
+    """An address, or a network without an address in it: 10.1.0.0/16."""
+    try:
+        meant = ip_network(value, strict=False)
+    except ValueError:
+        raise ValueError(f"{value} is neither an address nor a network") from None
+    if "/" in value and str(meant.network_address) != str(ip_interface(value).ip):
+        raise ValueError(f"{value} is an address in the network {meant}: write one or the other")
+    return value
+
+
+Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_split)]
+Proxies = Annotated[tuple[Annotated[str, AfterValidator(_proxy)], ...], BeforeValidator(_split)]
 Files = Annotated[tuple[Path, ...], BeforeValidator(_split)]
 
 
@@ -140,14 +167,14 @@ class Settings(BaseModel):
         le=3600,
         description="time that running replies get to finish when the server is told to stop",
     )
-    allowed_origins: Names = Field(
+    allowed_origins: Origins = Field(
         (), description="other origins whose pages may open a chat, such as https://shop.example; with commas"
     )
     programs: Literal["loopback", "anyone", "nobody"] = Field(
         "loopback",
         description="which programs, that is clients that send no Origin, may begin a chat without a token",
     )
-    trusted_proxies: Names = Field(
+    trusted_proxies: Proxies = Field(
         (), description="addresses or networks whose X-Forwarded-For and -Proto are believed; with commas"
     )
     replay_files: Files = Field(
@@ -226,7 +253,10 @@ def load(arguments: argparse.Namespace | None = None, environ: Mapping[str, str]
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
-        problems += [f"{sources[str(e['loc'][0])]}: {e['msg']}" for e in error.errors(include_input=False)]
+        problems += [
+            f"{sources[str(each['loc'][0])]}: {each['msg'].removeprefix('Value error, ')}"
+            for each in error.errors(include_input=False)
+        ]
         raise SettingsError(problems) from None
     if problems:
         raise SettingsError(problems)

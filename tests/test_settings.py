@@ -93,6 +93,56 @@ def test_lists_are_written_with_commas() -> None:
     assert load(parse(), {"TURNWISE_ALLOWED_ORIGINS": ""}).allowed_origins == ()
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("shop.example", "shop.example is no origin, such as https://shop.example"),
+        ("https://", "no origin"),
+        ("null", "no origin"),
+        ("*", "no origin"),
+        ("https://*.example", "less than an origin"),
+        ("https://shop.example/chat", "more or less than an origin"),
+        ("https://me@shop.example", "more or less than an origin"),
+        ("https://sh\u00f6p.example", "no origin"),
+        ("https://shop.example/", "browsers write https://shop.example/ as https://shop.example"),
+        ("https://Shop.example", "browsers write https://Shop.example as https://shop.example"),
+        ("https://shop.example:443", "as https://shop.example"),
+        ("http://[::1]:80", r"as http://\[::1\]"),
+    ],
+)
+def test_an_origin_that_no_browser_sends_is_refused(value: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=f"^TURNWISE_ALLOWED_ORIGINS: .*{said}"):
+        load(None, {"TURNWISE_ALLOWED_ORIGINS": f"https://a.example,{value}"})
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["https://shop.example", "http://shop.example:8080", "http://[::1]", "app://-", "http://localhost"],
+)
+def test_an_origin_that_browsers_send_is_taken(value: str) -> None:
+    assert load(None, {"TURNWISE_ALLOWED_ORIGINS": value}).allowed_origins == (value,)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("nginx", "nginx is neither an address nor a network"),
+        ("*", "neither an address nor a network"),
+        ("10.0.0.0/33", "neither an address nor a network"),
+        ("10.1.2.3/16", "10.1.2.3/16 is an address in the network 10.1.0.0/16"),
+        ("2001:db8::1/32", "in the network 2001:db8::/32"),
+    ],
+)
+def test_a_proxy_that_nobody_can_be_is_refused(value: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=f"^--trusted-proxies: .*{said}"):
+        load(parse("--trusted-proxies", f"10.0.0.1,{value}"), {})
+
+
+@pytest.mark.parametrize("value", ["127.0.0.1", "10.1.0.0/16", "::1", "2001:db8::/32", "0.0.0.0/0"])
+def test_a_proxy_is_an_address_or_a_network(value: str) -> None:
+    assert load(parse("--trusted-proxies", value), {}).trusted_proxies == (value,)
+
+
 def test_all_problems_are_named_at_once_by_where_they_came_from() -> None:
     with pytest.raises(SettingsError) as found:
         load(parse("--port", "65536"), {"TURNWISE_ROWS": "many", "TURNWISE_MAX_TXET": "5", "PATH": "/bin"})
