@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from chatbot.config import ModelConfig
+from server.console.imports import Bounds
 from server.settings import Settings, variable
 from training.config import TrainConfig
 
@@ -20,6 +21,11 @@ DEPLOY = (ROOT / "docs/deploy.md").read_text(encoding="utf-8")
 
 def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The code blocks of a page that are in that language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def prose(page: Path) -> str:
@@ -77,6 +83,22 @@ def test_the_service_of_the_deployment_guide_waits_for_running_replies() -> None
 
     assert patience
     assert float(patience[1]) > Settings().drain_seconds
+
+
+def test_the_service_of_the_deployment_guide_finds_its_password_without_a_home() -> None:
+    unit = next(block for block in blocks(DEPLOY, "ini") if "[Service]" in block)
+
+    assert "ProtectHome=yes" in unit
+    assert "\nEnvironment=PGPASSFILE=/srv/" in unit
+
+
+def test_the_proxy_of_the_deployment_guide_lets_uploads_and_ports_through() -> None:
+    [nginx] = blocks(DEPLOY, "nginx")
+    most = re.search(r"client_max_body_size (\d+)m;", nginx)
+
+    assert most
+    assert int(most[1]) * 2**20 >= Bounds().upload
+    assert "proxy_set_header Host $http_host;" in nginx
 
 
 @pytest.mark.parametrize(
