@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import shutil
 import sqlite3
+import stat
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,8 @@ from server.database import connect, masked, parse, reading, upgrade, writing
 from server.store import Store
 from server.store_errors import DatabaseUrlError, OutdatedDatabase, StoreUnavailable
 from tests.databases import administer, fresh_database
+
+ROOT = Path(__file__).resolve().parent.parent
 
 # --- URLs -------------------------------------------------------------------------------------------
 
@@ -365,16 +372,58 @@ def test_a_failure_shows_nothing_of_what_was_said(tmp_path: Path, caplog: pytest
     engine.dispose()
 
 
-def test_a_backup_taken_while_the_server_runs_is_whole(tmp_path: Path) -> None:
-    """As docs/database.md tells to make one."""
+def told(word: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Do what docs/deploy.md tells to do for SQLite in the block that has this word."""
+    guide = (ROOT / "docs/deploy.md").read_text(encoding="utf-8")
+    found = re.findall(r"^```sh\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    [block] = [each for each in found if "turnwise.db" in each and word in each]
+    commands = block.replace(".venv/bin/python", sys.executable)
+    around = {name: value for name, value in os.environ.items() if not name.startswith("TURNWISE_")}
+    around |= {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        commands, shell=True, cwd=folder, env=around, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_backup_taken_while_the_server_runs_is_whole_and_its_owners(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'turnwise.db'}"
     upgrade(url)
     engine = connect(url)
     visitor = Store(engine).new_visitor()
-    source = sqlite3.connect(tmp_path / "turnwise.db")
-    source.execute("VACUUM INTO ?", [str(tmp_path / "backup.db")])
-    source.close()
+    assert told("VACUUM", tmp_path).returncode == 0
+    assert told("VACUUM", tmp_path).returncode == 1, "nothing is overwritten"
     engine.dispose()
+    assert stat.S_IMODE((tmp_path / "backup.db").stat().st_mode) == 0o600
     backup = connect(f"sqlite:///{tmp_path / 'backup.db'}")
     assert Store(backup).visitor_of(visitor.token) == visitor.visitor_id
     backup.dispose()
+
+
+def test_there_is_no_backup_of_nothing(tmp_path: Path) -> None:
+    assert told("VACUUM", tmp_path).returncode == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_backup_is_put_back_in_place_of_what_a_killed_server_has_left(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'turnwise.db'}"
+    upgrade(url)
+    engine = connect(url)
+    visitor = Store(engine).new_visitor()
+    assert told("VACUUM", tmp_path).returncode == 0
+    for _ in range(20):
+        Store(engine).new_visitor()
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    for name in ("turnwise.db", "turnwise.db-wal", "turnwise.db-shm", "backup.db"):
+        shutil.copy(tmp_path / name, killed)
+    engine.dispose()
+    restored = told("install", killed)
+    assert restored.returncode == 0, restored.stderr
+    assert stat.S_IMODE((killed / "turnwise.db").stat().st_mode) == 0o600
+    again = connect(f"sqlite:///{killed / 'turnwise.db'}")
+    assert Store(again).visitor_of(visitor.token) == visitor.visitor_id
+    with reading(again) as connection:
+        assert connection.scalar(text("SELECT count(*) FROM visitor")) == 1
+        assert connection.scalar(text("PRAGMA integrity_check")) == "ok"
+    again.dispose()
+    assert told("install", killed).returncode == 1, "what was replaced is not replaced in turn"
