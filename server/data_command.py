@@ -142,12 +142,15 @@ def erase(arguments: Namespace) -> int:
     print(json.dumps(asdict(erased)) if arguments.json else "\n".join(_told(erased)))
     if erased.log_emptied is False:
         print(
-            "the write-ahead log could not be emptied, because the database was in use: stop the server, "
-            "which empties it, or erase another time",
+            "traces may be left in the database's files, which were in use: erase visitor "
+            f"{erased.visitor} once more later",
             file=sys.stderr,
         )
     if erased.vacuumed is False:
-        print("VACUUM was refused: the rows are gone, their space is not free yet", file=sys.stderr)
+        words = (
+            "VACUUM was refused: the rows are gone, their space is not free yet; erase them once more later"
+        )
+        print(words, file=sys.stderr)
     return 1 if erased.log_emptied is False or erased.vacuumed is False else 0
 
 

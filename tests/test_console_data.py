@@ -473,7 +473,14 @@ def test_an_erased_visitor_leaves_no_trace(on_both: Callable[[Test], None], tmp_
             console.store.add_user_turn(talk.id, "again", MARK, {})
         assert (await admin.get(f"{API}/conversations/{talk.id}")).status_code == 404
         assert (await admin.get(f"{API}/conversations/{other.id}")).status_code == 200
-        assert (await admin.post(f"{API}/erase", json={"visitor": talk.visitor})).status_code == 404
+        assert (await admin.post(f"{API}/erase", json={"conversation": talk.id})).status_code == 404
+        again = await admin.post(f"{API}/erase", json={"visitor": talk.visitor})
+        assert again.status_code == 200
+        assert {name for name, value in again.json().items() if value} <= {
+            "visitor",
+            "log_emptied",
+            "vacuumed",
+        }
         [entry] = audited(console, "visitor.erase")
         assert (entry.operator, entry.subject) == ("admin", talk.visitor)
         assert set(map(type, entry.details.values())) == {int}
@@ -530,7 +537,14 @@ def test_a_log_that_somebody_reads_is_said_to_be_left(
 
     assert erased is not None
     assert not erased.log_emptied
-    assert cleansing.cleanse(db) == (True, None)
+    assert (tmp_path / "turnwise.db-wal").stat().st_size > 0
+
+    assert erasing.visitor_of(db, visitor=visitor) == visitor
+    assert erasing.erase(db, visitor, None) == erasing.Erased(visitor, log_emptied=True)
+    assert (tmp_path / "turnwise.db-wal").stat().st_size == 0
+    with reading(db) as connection:
+        noted = select(AuditEntry.action).where(AuditEntry.subject == visitor)
+        assert connection.scalars(noted).all() == ["visitor.erase"]
     db.dispose()
 
 
@@ -916,7 +930,9 @@ def test_erase_command(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     ]
     assert main(["erase", second, "--json", *where]) == 0
     assert json.loads(capsys.readouterr().out)["messages"] == 2
-    assert main(["erase", second, *where]) == 1
+    assert main(["erase", second, *where]) == 0
+    assert capsys.readouterr().out == f"visitor {second} is erased\n"
+    assert main(["erase", "--conversation", conversation, *where]) == 1
     db = database.connect(url)
     with reading(db) as connection:
         assert connection.execute(select(Message)).all() == []

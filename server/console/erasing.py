@@ -51,6 +51,8 @@ from server.tables import (
     Visitor,
 )
 
+ERASED: Final = "visitor.erase"
+"""In the audit log, whoever was erased by their id."""
 OF_MESSAGES: Final[Mapping[str, type[Base]]] = {
     "generations": Generation,
     "ratings": Feedback,
@@ -98,7 +100,9 @@ class Erased:
 
 
 def visitor_of(db: Engine, *, visitor: str | None = None, conversation: str | None = None) -> str | None:
-    """The visitor's id, given that or one of their conversations; None when there is none."""
+    """The visitor's id, given that or one of their conversations; None when there is none. Given their id,
+    that of one who was erased as well.
+    """
     if not storable(visitor or "") or not storable(conversation or ""):
         return None
     query = select(Visitor.id).where(Visitor.id == visitor)
@@ -107,7 +111,14 @@ def visitor_of(db: Engine, *, visitor: str | None = None, conversation: str | No
         if visitor is not None:
             query = query.where(Conversation.visitor_id == visitor)
     with reading(db) as connection:
-        return connection.scalar(query)
+        found = connection.scalar(query)
+        erased = found is None and conversation is None and _was_erased(connection, visitor)
+        return visitor if erased else found
+
+
+def _was_erased(connection: Connection, visitor: str | None) -> bool:
+    noted = select(AuditEntry.id).where(AuditEntry.action == ERASED, AuditEntry.subject == visitor)
+    return visitor is not None and connection.scalar(noted.limit(1)) is not None
 
 
 def conversations_of(db: Engine, visitor: str) -> list[str]:
@@ -118,10 +129,16 @@ def conversations_of(db: Engine, visitor: str) -> list[str]:
 def erase(db: Engine, visitor: str, operator: str | None) -> Erased | None:
     """Erase a visitor; None when there is none. operator: the name of who does it; None: the command line.
 
+    One who was erased is looked for in the database's files once more: that may not have come to its end.
+
     Raises StoreUnavailable. Once the rows are gone they stay gone, whatever happens to the rest.
     """
     with writing(db) as connection:
         gone = _erase_rows(connection, visitor, operator)
+        again = gone is None and _was_erased(connection, visitor)
+    if again:
+        emptied, vacuumed = cleansing.cleanse(db)
+        return Erased(visitor, log_emptied=emptied, vacuumed=vacuumed)
     if gone is None:
         return None
     erased, traces = gone
@@ -176,7 +193,7 @@ def _erase_rows(connection: Connection, visitor: str, operator: str | None) -> t
         cleansing.blot_out(connection, table, table.message_id.in_(messages))  # type: ignore[attr-defined]
     cleansing.blot_out(connection, Suggestion, Suggestion.conversation_id.in_(conversations))
     connection.execute(delete(Visitor).where(Visitor.id == visitor))
-    audit.note(connection, operator, "visitor.erase", visitor, **_numbers(erased))
+    audit.note(connection, operator, ERASED, visitor, **_numbers(erased))
     return erased, traces
 
 
