@@ -131,7 +131,7 @@ def _place(aside: Path, path: Path) -> None:
 
 
 def erase(arguments: Namespace) -> int:
-    """Status 1 when there is no such visitor, or when a trace of them may be left in the database's files."""
+    """Status 1 when there is no such visitor, or when a trace of them may be left in files."""
     with _connected(settings.load(arguments)) as db:
         named = {"conversation" if arguments.conversation else "visitor": arguments.visitor}
         visitor = erasing.visitor_of(db, **named)
@@ -151,7 +151,10 @@ def erase(arguments: Namespace) -> int:
             "VACUUM was refused: the rows are gone, their space is not free yet; erase them once more later"
         )
         print(words, file=sys.stderr)
-    return 1 if erased.log_emptied is False or erased.vacuumed is False else 0
+    for directory in erased.files_left:
+        print(f"texts may be left in {directory}, where they could not be removed", file=sys.stderr)
+    done = erased.log_emptied is not False and erased.vacuumed is not False and not erased.files_left
+    return 0 if done else 1
 
 
 def _told(erased: Erased) -> Iterator[str]:

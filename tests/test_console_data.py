@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import errno
 import gzip
 import io
 import json
@@ -460,6 +461,7 @@ def test_an_erased_visitor_leaves_no_trace(on_both: Callable[[Test], None], tmp_
             "datasets": 1,
             "jobs_cancelled": 0,
             "models": [f"tw-{MARK}"],
+            "files_left": [],
             "exports": 0,
             "log_emptied": True if on_sqlite else None,
             "vacuumed": None if on_sqlite else True,
@@ -579,6 +581,35 @@ def test_a_retraining_that_reads_an_erased_conversation_is_ended(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("server.console.job_runner.IDLE", 1000.0)
         on_both(test)
+
+
+def test_files_that_cannot_be_removed_are_named_and_all_else_is_erased(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that may only be read, or another user's files."""
+    visitor, conversation = talked(url)
+    folder = tmp_path / "job"
+    folder.mkdir()
+    (folder / "reviewed.jsonl.gz").write_bytes(gzip.compress(json.dumps({"id": conversation}).encode()))
+    db = database.connect(url)
+    job: dict[str, Any] = {"id": new_id(), "state": "running", "directory": str(folder), "base": MODEL}
+    with writing(db) as connection:
+        connection.execute(insert(Job).values(**job, settings={}, created_at=datetime.now(UTC)))
+
+    def refused(directory: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(directory))
+
+    monkeypatch.setattr("server.console.erased_files.forget_texts", refused)
+    assert main(["erase", visitor, "--json", "--database-url", url]) == 1
+
+    said = capsys.readouterr()
+    report = json.loads(said.out)
+    assert (report["files_left"], report["datasets"], report["jobs_cancelled"]) == ([str(folder)], 0, 1)
+    assert True in (report["log_emptied"], report["vacuumed"])
+    assert f"texts may be left in {folder}" in said.err
+    with reading(db) as connection:
+        assert connection.execute(select(Message)).all() == []
+    db.dispose()
 
 
 @pytest.mark.parametrize("body", [{}, {"visitor": None}, {"visitor": ""}, {"visitor": 5}, {"who": "x"}])

@@ -36,7 +36,8 @@ class ErasedView(BaseModel):
 
     imported: conversations of uploaded files. topic_words: taken off topic maps. datasets: retrainings whose
     files held the conversations and hold no texts any more; jobs_cancelled: those that were running. models:
-    that have learned from the conversations. exports: files made since the visitor came, which may hold them.
+    that have learned from the conversations. files_left: directories of retrainings whose texts could not be
+    removed. exports: files made since the visitor came, which may hold them.
     log_emptied: whether SQLite's write-ahead log is free of them; null on PostgreSQL. vacuumed: whether
     PostgreSQL has freed the space; null on SQLite.
     """
@@ -58,6 +59,7 @@ class ErasedView(BaseModel):
     datasets: int
     jobs_cancelled: int
     models: list[str]
+    files_left: list[str]
     exports: int
     log_emptied: bool | None
     vacuumed: bool | None

@@ -38,12 +38,14 @@ class Traces:
 @dataclass(frozen=True, slots=True)
 class Cleaned:
     """datasets: jobs whose texts were removed. cancelled: those that were running. models: fingerprints of
-    candidates that have learned from the conversations.
+    candidates that have learned from the conversations. left: directories that could not be read, or whose
+    texts could not be removed.
     """
 
     datasets: int = 0
     cancelled: int = 0
     models: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
 
 def clean_jobs(db: Engine, traces: Traces, operator: str | None) -> Cleaned:
@@ -56,20 +58,26 @@ def clean_jobs(db: Engine, traces: Traces, operator: str | None) -> Cleaned:
     ids = traces.all
     datasets = cancelled = 0
     models: list[str] = []
+    left: list[str] = []
     for job in jobs:
         directory = Path(job.directory)
         running = job.state == "running"
-        if not directory.is_dir():
+        try:
+            if not directory.is_dir():
+                cancelled += running and _cancel(db, job.id, operator)
+                continue
+            next(directory.iterdir(), None)  # one that may not be read would seem to be empty
+            if _is_read(directory, ids, unfinished=running):
+                cancelled += running and _cancel(db, job.id, operator)
+                if not job_process.lives(directory):  # or whoever watches over it does so at its end
+                    forget_texts(directory)
+                datasets += 1
+            if job.candidate is not None and _has_learned(directory, traces.conversations):
+                models.append(job.candidate)
+        except OSError:
+            left.append(job.directory)
             cancelled += running and _cancel(db, job.id, operator)
-            continue
-        if _is_read(directory, ids, unfinished=running):
-            datasets += 1
-            cancelled += running and _cancel(db, job.id, operator)
-            if not job_process.lives(directory):  # or whoever watches over it does so at its end
-                forget_texts(directory)
-        if job.candidate is not None and _has_learned(directory, traces.conversations):
-            models.append(job.candidate)
-    return Cleaned(datasets, cancelled, tuple(models))
+    return Cleaned(datasets, cancelled, tuple(models), tuple(left))
 
 
 def _cancel(db: Engine, job: str, operator: str | None) -> bool:

@@ -74,7 +74,8 @@ class Erased:
 
     imported: conversations of uploaded files. topic_words: taken off topic maps. datasets: retrainings whose
     files held the conversations, and hold no texts any more; jobs_cancelled: those that were running. models:
-    fingerprints of candidates that had learned from the conversations. exports: made since the visitor came.
+    fingerprints of candidates that had learned from the conversations. files_left: directories of retrainings
+    whose texts could not be removed. exports: made since the visitor came.
     log_emptied: whether no trace is left in SQLite's write-ahead log; None on PostgreSQL. vacuumed: whether
     PostgreSQL was told to free the space; None on SQLite.
     """
@@ -94,6 +95,7 @@ class Erased:
     datasets: int = 0
     jobs_cancelled: int = 0
     models: tuple[str, ...] = ()
+    files_left: tuple[str, ...] = ()
     exports: int = 0
     log_emptied: bool | None = None
     vacuumed: bool | None = None
@@ -149,6 +151,7 @@ def erase(db: Engine, visitor: str, operator: str | None) -> Erased | None:
         datasets=cleaned.datasets,
         jobs_cancelled=cleaned.cancelled,
         models=cleaned.models,
+        files_left=cleaned.left,
         log_emptied=emptied,
         vacuumed=vacuumed,
     )

@@ -145,9 +145,10 @@ function erasing(context) {
 }
 
 /** What erasing could not reach, in sentences. */
-function remaining({ visitor, models, exports, log_emptied: emptied }) {
+function remaining({ visitor, models, files_left: files = [], exports, log_emptied: emptied }) {
   return [
     models.length > 0 && `Models that have learned from the conversations: ${models.join(", ")}.`,
+    files.length > 0 && `Texts may be left in files of retrainings, which could not be removed: ${files.join(", ")}.`,
     exports > 0 && `${counted(exports, "export was", "exports were")} made since the visitor came; the files may hold what they said.`,
     emptied === false && `Traces may be left in the database's files, because something was reading. Erase the visitor ${visitor} again later.`,
   ].filter(Boolean);
