@@ -261,10 +261,12 @@ def _add_errors(app: FastAPI) -> None:
 def _add_health(app: FastAPI, backend: Backend) -> None:
     readiness = Readiness(backend)
 
+    @app.head("/livez", include_in_schema=False)
     @app.get("/livez", summary="Whether the process answers at all", tags=["health"])
     async def livez() -> Status:
         return Status(status="alive")
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get(
         "/readyz",
         summary="Whether a reply could be made and kept: a decode step and a write to the database",

@@ -138,6 +138,8 @@ def test_an_upgrade_is_only_to_be_had_at_the_chat(server: LiveServer) -> None:
 def test_health_and_version(server: LiveServer) -> None:
     assert ask(server, "/livez").json == {"status": "alive"}
     assert ask(server, "/readyz").json == {"status": "ready"}
+    for path in ("/livez", "/readyz"):  # some load balancers ask for nothing but the head
+        assert (ask(server, path, "HEAD").status, ask(server, path, "HEAD").body) == (200, b"")
     version = ask(server, "/version").json
     assert version.keys() == {"version", "model", "protocol"}
     assert version["model"].startswith("tw-")

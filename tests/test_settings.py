@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,16 @@ def test_every_setting_is_documented_as_it_is() -> None:
         default = f"`{default_text(name)}`" if default_text(name) else ""
         expected.append(f"| `{flag(name)}` | `{variable(name)}` | {default} | {field.description} |")
     assert rows == expected
+
+
+def test_every_event_of_the_log_is_documented() -> None:
+    told = re.compile(r'logs\.event\(\s*\w+,\s*[\w.]+,\s*"(\w+)"')
+    files = (DOCS.parent.parent / "server").rglob("*.py")
+    said = {name for file in files for name in told.findall(file.read_text(encoding="utf-8"))}
+    assert {"ready", "reply", "job_ends"} <= said
+    table = DOCS.read_text(encoding="utf-8").partition("## Logs")[2]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == said
 
 
 def test_help_names_every_setting_with_its_default() -> None:
