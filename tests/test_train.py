@@ -709,6 +709,28 @@ def test_resuming_with_other_transcripts_is_refused(
     assert main(arguments(files, tmp_path / "model", *flags)) == 0
 
 
+@pytest.mark.parametrize(
+    ("setting", "begun", "given"),
+    [("batch_tokens", "400", "300"), ("seed", "1", "2"), ("lowercase", "0", "1")],
+)
+def test_resuming_in_another_order_is_refused(
+    files: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    setting: str,
+    begun: str,
+    given: str,
+) -> None:
+    """So many batches done are other dialogues then, and other tokens."""
+    config = TrainConfig.model_validate(
+        SMALL_RUN | {"max_steps": 1, "batch_tokens": 400, "seed": 1, "lowercase": False}
+    )
+    train([files[0]], [], tmp_path / "model.run", config, quiet=True)
+    flags = ["--set=batch_tokens=400", "--set=seed=1", "--set=max_steps=2", f"--set={setting}={given}"]
+    assert main(arguments(files, tmp_path / "model", "--resume", *flags)) == 1
+    assert f"{setting}: the run was begun with {begun}, and" in capsys.readouterr().err
+
+
 def test_what_a_card_says_stays_where_nothing_else_is_said(tiny_model_dir: Path, tmp_path: Path) -> None:
     """Other defaults do not take the licence off a model; conversations take the place of earlier ones."""
     text, script, seal_again = tmp_path / "card.md", tmp_path / "visitor.txt", ["--max-tokens", "3"]

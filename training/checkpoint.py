@@ -37,6 +37,7 @@ class Progress:
     best_step: int = 0
     waited: int = 0  # readings since
     dev: str | None = None  # hash of the dev part that says so, None for one of before it was noted
+    order: dict[str, int] | None = None  # what the order of the batches depends on, the same
 
 
 def save(

@@ -147,6 +147,7 @@ def train(
     progress = Progress()
     if resume:
         progress = checkpoint.load(work / "last", model, optimizer, mean.model if mean else None)
+    _keep_order(config, progress)
     _judge_by(dev, progress)
     run = _Run(
         model,
@@ -517,6 +518,22 @@ def _dev_set(file: Path, name: str, tokenizer: Tokenizer, max_turn_tokens: int) 
         for turn in corpus.turn_is_reply.nonzero()[0]
     )
     return DevSet(name, corpus, max(1, sum(count_words(tokenizer.decode(ids)) for ids in replies)))
+
+
+def _keep_order(config: TrainConfig, progress: Progress) -> None:
+    """Raises ConfigError for a setting under which the place in an epoch would be another place."""
+    order = {
+        "seed": config.seed,
+        "batch_tokens": config.batch_tokens,
+        "max_dialogue_tokens": config.max_dialogue_tokens,
+        "lowercase": int(config.lowercase),
+        "model.vocab_size": config.model.vocab_size,
+    }
+    for name, value in order.items():
+        before = value if progress.order is None else progress.order[name]
+        if value != before:
+            raise ConfigError(f"{name}: the run was begun with {before}, and goes on with nothing else")
+    progress.order = order
 
 
 def _judge_by(dev: Sequence[DevSet], progress: Progress) -> None:
