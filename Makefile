@@ -15,6 +15,9 @@ PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check --no-input
 # Those that need nothing but the project; benchmarks.learning needs JoeyNMT and transcripts.
 BENCHMARKS := committing decoding serving training
 
+# Tests wait as long as they compute: two processes for a core, four at most.
+WORKERS := $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -ge 2 ] && echo 4 || echo 2)
+
 # One thread for each test process: two processes that each start a thread per core are slower than one that does.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
@@ -29,7 +32,7 @@ run: $(RUNTIME) ## Serve the model that ships with the project on http://127.0.0
 	@exec $(PY) -m server serve --port $(PORT) $(ARGS)
 
 test: $(DEV) ## Run the whole suite but its slow tests, offline (ARGS=… goes to pytest)
-	$(PYTEST) -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(PYTEST) -m "not slow" --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: $(DEV) ## Run the slow tests
 	$(PYTEST) -m slow --timeout 1800 $(ARGS)

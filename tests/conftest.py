@@ -19,6 +19,28 @@ from server.database import connect
 from tests.databases import KINDS, fresh_database, upgrade
 from tests.small import SMALL, orders, texts
 
+LONGEST = (
+    "test_killing",
+    "test_train",
+    "test_web_console",
+    "test_web_console_desk",
+    "test_web_chat",
+    "test_web_console_accessibility",
+    "test_web_real",
+    "test_retrain",
+    "test_day",
+    "test_server_process",
+    "test_web_console_learning",
+    "test_elastic",
+)
+"""Files that take longest: they are begun first, so that no process has one of them left in the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 REAL_HASHER = passwords._HASHER
 REAL_NOBODYS = passwords.NOBODYS
 
