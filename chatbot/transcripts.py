@@ -120,7 +120,7 @@ def write_transcripts(path: Path, transcripts: Iterable[Transcript]) -> int:
 
 def _packing(raw: IO[bytes], path: Path) -> AbstractContextManager[IO[bytes]]:
     """What is written to, closed after an error too: Python 3.13 complains of one that is left open."""
-    if path.suffix != ".gz":
+    if path.suffix.lower() != ".gz":
         return nullcontext(raw)
     return gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)  # type: ignore[return-value]
 

@@ -105,7 +105,7 @@ def _new_file(path: Path, *, force: bool) -> Iterator[IO[bytes]]:
     aside = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as raw:
-            if path.suffix == ".gz":
+            if path.suffix.lower() == ".gz":
                 with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed:
                     yield cast("IO[bytes]", packed)
             else:

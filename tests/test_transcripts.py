@@ -147,6 +147,14 @@ def test_invalid_utf8_is_named(tmp_path: Path) -> None:
         list(read_transcripts(path))
 
 
+@pytest.mark.parametrize("name", ["packed.jsonl.gz", "PACKED.JSONL.GZ"])
+def test_what_is_packed_by_its_name_is_read_by_its_name(tmp_path: Path, name: str) -> None:
+    path, written = tmp_path / name, orders(3)
+    assert write_transcripts(path, written) == 3
+    assert path.read_bytes().startswith(b"\x1f\x8b")
+    assert list(read_transcripts(path)) == written
+
+
 def test_a_truncated_gzip_is_named(tmp_path: Path) -> None:
     path = tmp_path / "cut.jsonl.gz"
     path.write_bytes(gzip.compress((GOOD + "\n").encode() * 50)[:-12])
