@@ -72,6 +72,7 @@ class Chat:
         """Leave the connection as it is, without reading or saying anything more; whether there was one."""
         if self.waiting is None or self._patience is None:
             return False
+        self.waiting.recv_messages.resume = lambda: None  # what it has may be read, and nothing after it:
         self.waiting.transport.pause_reading()  # the library would answer pings
         self.silent.append(self.waiting)
         self._patience.reschedule(asyncio.get_running_loop().time())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import random
 import signal
 import socket
@@ -19,6 +21,7 @@ from urllib.error import URLError
 
 from websockets.asyncio.client import ClientConnection
 
+from benchmarks import processes
 from benchmarks.breakable import Cluster, SmallDisk, cluster, small_disk
 from benchmarks.chats import Chat, hung_up
 
@@ -64,16 +67,12 @@ def fresh_place(names: Sequence[str], private: bool = False) -> Iterator[Place]:
 
 
 class ServerProcess:
-    """A server on a port that stays the same, over one database, started again whenever it has ended.
+    """A server on a port that stays the same, over one database, started again whenever it has ended."""
 
-    faulty: whether its engine can be told to fail (benchmarks.faulty_server).
-    """
-
-    def __init__(self, url: str, models: Path | None, *, faulty: bool) -> None:
+    def __init__(self, url: str, models: Path | None) -> None:
         self.port = free_port()
-        module = "benchmarks.faulty_server" if faulty else "server"
         self._command = [
-            *(sys.executable, "-m", module, "serve", "--port", str(self.port), "--database-url", url),
+            *(sys.executable, "-m", "server", "serve", "--port", str(self.port), "--database-url", url),
             *([] if models is None else ["--models", str(models)]),
             *("--threads", "1", "--log-level", "error", "--drain-seconds", "1"),
             *("--step-seconds", str(STEP_SECONDS), "--ping-seconds", str(PING_SECONDS)),
@@ -96,9 +95,12 @@ class ServerProcess:
             self.kill()
             raise RuntimeError(f"the server did not come up on port {self.port}")
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal_engine(self, number: signal.Signals) -> None:
+        """To the process that makes the replies, if there is one just now."""
         assert self._process is not None
-        self._process.send_signal(number)
+        for pid in processes.engines(self._process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def kill(self) -> None:
         """As the power would: no goodbye."""
@@ -176,14 +178,15 @@ async def _fall_silent(scene: Scene) -> list[str]:
 
 
 async def _end_engine(scene: Scene) -> list[str]:
-    scene.server.signal(signal.SIGUSR1)
+    scene.server.signal_engine(signal.SIGKILL)
     return []
 
 
 async def _hang_engine(scene: Scene) -> list[str]:
-    scene.server.signal(signal.SIGUSR2)
+    """It stands still, until the server has had enough of that or the time is over."""
+    scene.server.signal_engine(signal.SIGSTOP)
     await asyncio.sleep(scene.seconds)
-    scene.server.signal(signal.SIGUSR2)
+    scene.server.signal_engine(signal.SIGCONT)
     return []
 
 
@@ -222,7 +225,6 @@ FAULTS: Final = {
     "database-stops": Fault(_stop_database),
     "database-freezes": Fault(_freeze_database),
 }
-ENGINE: Final = frozenset({"engine-ends", "engine-hangs"})
 ON_SQLITE: Final = frozenset({"disk-full"})
 """For a disk of its own."""
 ON_POSTGRESQL: Final = frozenset({"database-stops", "database-freezes"})

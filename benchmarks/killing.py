@@ -9,8 +9,8 @@ over a fresh SQLite file, the database at URL, or a PostgreSQL of its own:
     kill              SIGKILL, and another process
     terminate         SIGTERM in the middle of replies, and another process
     half-open         a quarter of the clients are gone without a word, and come back on other connections
-    engine-ends       the model's thread ends in the middle of a step
-    engine-hangs      a step does not return for some seconds
+    engine-ends       the process that makes the replies is killed
+    engine-hangs      it stands still for some seconds
     disk-full         there is no room for the database for some seconds (SQLite; needs the right to mount)
     database-stops    PostgreSQL crashes and is away for some seconds (--postgresql)
     database-freezes  the same, but its connections stay open and nobody answers
@@ -38,7 +38,7 @@ from typing import Final
 
 from benchmarks.breakable import Missing
 from benchmarks.chats import Chat
-from benchmarks.faults import ENGINE, FAULTS, STARTING, Place, Scene, ServerProcess, available, fresh_place
+from benchmarks.faults import FAULTS, STARTING, Place, Scene, ServerProcess, available, fresh_place
 from benchmarks.figures import report
 from server import database
 from server.store import MessageRecord, Store
@@ -89,7 +89,7 @@ async def run(
     """
     moments = random.Random(seed)
     await asyncio.to_thread(database.upgrade, place.url)
-    server = ServerProcess(place.url, models, faulty=not ENGINE.isdisjoint(faults))
+    server = ServerProcess(place.url, models)
     clients = [Chat(f"chat{number}") for number in range(chats)]
     scene = Scene(place, server, clients, seconds, moments)
     problems: list[str] = []

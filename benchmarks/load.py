@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+from benchmarks import processes
 from benchmarks.prometheus import Scrape
 from server.protocol import SUBPROTOCOL
 
@@ -366,16 +367,13 @@ class ServerProcess:
 
     @property
     def resident(self) -> int:
-        """Bytes of memory that it has."""
-        status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii")
-        return next(1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+        """Bytes of memory that its processes have."""
+        return processes.memory(self._process.pid)
 
     @property
     def cpu_seconds(self) -> float:
-        """That all of its threads have used."""
-        stat = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii")
-        user, system = stat.rpartition(")")[2].split()[11:13]
-        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+        """That all of its processes have used."""
+        return processes.cpu_seconds(self._process.pid)
 
     def metrics(self) -> Scrape:
         return Scrape.of(f"http://127.0.0.1:{self.port}/metrics")

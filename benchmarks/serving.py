@@ -56,7 +56,8 @@ from chatbot.options import DecodingOptions
 from chatbot.replies import Finished, Piece, ReplyRequest
 from chatbot.transcripts import Role
 from server import database
-from server.app import allow_sockets, batcher_of, load
+from server.app import allow_sockets
+from server.recipe import Recipe
 from server.settings import Settings
 from server.store import NewReply, Store
 from server.writer import Writer
@@ -86,6 +87,8 @@ LONG: Final = " ".join(TEXTS[:3])
 """About as many tokens as a peer's prompt."""
 LIMITS: Final = ("--connections-per-address", "4000", "--visitors-per-address", "100000")
 CROWD: Final = 1000
+WAITING: Final = 328
+"""Requests that wait in the batcher alone, as many as in the server's."""
 TURNS: Final = (2, 4, 50, 500)
 AIMS: Final = {"share": 0.6, "lag_ms": 20.0, "idle_bytes": 32 * 1024, "flat": 1.2}
 KINDS: Final = ("gpt2", "blenderbot")
@@ -187,13 +190,13 @@ class Served:
 def loaded(plan: Plan, server: ServerProcess) -> None:
     """For each number of chats: the server and the batcher alone, in turn."""
     torch.set_num_threads(plan.threads)
-    bundle = load(model_directory.find_model(plan.models or model_directory.SHIPPED), plan.settings)
+    sealed = model_directory.describe(model_directory.find_model(plan.models or model_directory.SHIPPED))
+    make_batcher = Recipe.of(sealed, plan.settings, WAITING)
     for level in plan.levels:
         found, bare = [], []
         for _ in range(plan.rounds):
             found.append(asyncio.run(serve(plan, server, level)))
-            batcher = batcher_of(bundle, plan.settings)
-            bare.append(alone(batcher, bundle.defaults, level, plan.warm_up, plan.seconds))
+            bare.append(alone(make_batcher(), sealed.defaults, level, plan.warm_up, plan.seconds))
         _report_load(level, found, bare, plan)
 
 

@@ -80,17 +80,23 @@ class ModelDirectoryError(ValueError):
 
 
 @dataclass(frozen=True)
-class ModelBundle:
-    """A loaded model. The model is in eval mode, float32, on its device."""
+class SealedModel:
+    """All of a model but its weights."""
 
     path: Path
     config: ModelConfig
-    model: Seq2Seq
     tokenizer: Tokenizer
     defaults: DecodingOptions
     metrics: dict[str, Any]
     card: str
     fingerprint: str
+
+
+@dataclass(frozen=True)
+class ModelBundle(SealedModel):
+    """A loaded model. The model is in eval mode, float32, on its device."""
+
+    model: Seq2Seq
 
 
 # ---- Reading -----------------------------------------------------------------------------------------------
@@ -99,16 +105,28 @@ class ModelBundle:
 def load(path: Path, *, device: str = "cpu") -> ModelBundle:
     """The model in directory ``path``. Raises `ModelDirectoryError` when it is not as it was sealed."""
     files = _read_verified(path)
+    sealed = _sealed(path, files)
+    model = _model(path, sealed.config, files[WEIGHTS]).to(device)
+    return ModelBundle(**vars(sealed), model=model)
+
+
+def describe(path: Path) -> SealedModel:
+    """The model in directory ``path`` without its weights, of which only the hash is looked at. Raises
+    `ModelDirectoryError` as `load` does, but for what is wrong inside the weights.
+    """
+    return _sealed(path, _read_verified(path))
+
+
+def _sealed(path: Path, files: Mapping[str, bytes]) -> SealedModel:
     config = _parsed(path, CONFIG, lambda: ModelConfig.model_validate_json(files[CONFIG]))
     tokenizer = _parsed(path, TOKENIZER, lambda: Tokenizer.from_json(files[TOKENIZER].decode()))
     if tokenizer.vocab_size != config.vocab_size:
         raise ModelDirectoryError(
             path, f"{TOKENIZER} has {tokenizer.vocab_size} tokens, {CONFIG} says {config.vocab_size}"
         )
-    return ModelBundle(
+    return SealedModel(
         path=path,
         config=config,
-        model=_model(path, config, files[WEIGHTS]).to(device),
         tokenizer=tokenizer,
         defaults=_parsed(path, GENERATION, lambda: DecodingOptions.checked(_json_object(files[GENERATION]))),
         metrics=_parsed(path, METRICS, lambda: _metrics(files[METRICS])),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import gc
 import logging
 import os
 import resource
@@ -13,9 +11,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
+from functools import partial
 from typing import Any, Final
 
 import sqlalchemy
@@ -24,10 +22,8 @@ import uvicorn
 from fastapi import APIRouter, FastAPI
 
 from chatbot import model_directory
-from chatbot.batcher import Batcher
-from chatbot.model_directory import ModelBundle, ModelDirectoryError
+from chatbot.model_directory import ModelDirectoryError, SealedModel
 from chatbot.options import DecodingOptions
-from chatbot.served import obstacle, precision_of, served
 from server import database, elsewhere, http, logs, metrics, openai_api
 from server.chat_socket import ChatSocket, Doorway, Manners, Receive, Scope, SendAsgi, reject
 from server.console import api
@@ -35,16 +31,19 @@ from server.console.accounts import Accounts
 from server.console.context import Console
 from server.console.job_runner import JobRunner
 from server.conversations import Bounds, Conversations
-from server.engine import PROBES, Engine, EngineUnhealthy, Steps
+from server.engine import PROBES, Engine, EngineUnhealthy
+from server.engine_process import Nursery, ProcessWorker
 from server.hot_swap import HotSwap
 from server.keys import Keys
 from server.ledger import Ledger
 from server.limits import RequestLimit, as_peers
+from server.memory import set_aside
 from server.metrics import Metrics
 from server.offload import Offload
 from server.openai_api import OpenAiApi
 from server.openai_request import MAX_CHOICES, Limits
 from server.protocol import MAX_FRAME
+from server.recipe import Recipe
 from server.replying import Abstention
 from server.rollouts import Rollouts
 from server.session import Rules
@@ -52,6 +51,7 @@ from server.settings import Settings, SettingsError, flag
 from server.speaker import speaker_of
 from server.store import Store, StoreError
 from server.wire import Wire
+from server.worker import MakeBatcher, Report, ThreadWorker, Worker
 from server.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -61,8 +61,6 @@ WARM_UP: Final = 60.0
 """Seconds for the first token: a GPU needs some to come up. Nobody is let in before it."""
 SPARE_FILES: Final = 512
 """Open files that are no chat sockets: HTTP connections, the database, libraries."""
-READING: Final = 512
-"""Tokens of conversations that are read between two steps of replies in flight; about as long as a step."""
 STORE_THREADS: Final = {"sqlite": 1, "postgresql": 8}
 """Threads that read. SQLite reads from memory; PostgreSQL keeps several waiting for the network."""
 
@@ -73,23 +71,29 @@ class Application:
     def __init__(
         self,
         settings: Settings,
-        bundle: ModelBundle,
+        model: SealedModel,
         db: sqlalchemy.Engine,
-        make_batcher: Callable[[], Steps] | None = None,
+        make_batcher: MakeBatcher | None = None,
+        nursery: Nursery | None = None,
     ) -> None:
-        """make_batcher: the model's own batcher if left out."""
+        """make_batcher: the model's own batcher if left out. nursery: has processes make the replies, which
+        threads do without one.
+        """
         capacity = settings.rows + settings.waiting
+        self._nursery = nursery
+        self._threads = settings.threads or max(1, (os.cpu_count() or 1) - 1)
+        recipe = partial(Recipe.of, settings=settings, waiting=capacity + PROBES, tried=True)
         self._metrics = Metrics(http.version())
         self._writer = Writer(db, observe=self._metrics.committed)
         store = Store(db, writer=self._writer)
         self._offload = Offload(STORE_THREADS[db.dialect.name], "store")
         self._engine = Engine(
-            make_batcher or (lambda: batcher_of(bundle, settings)),
+            make_batcher or Recipe.of(model, settings, capacity + PROBES),
             capacity=capacity,
+            begin_worker=self._begin_worker,
             rows=settings.rows,
-            speaker=speaker_of(bundle, settings.rows),
+            speaker=speaker_of(model, settings.rows),
             step_limit=settings.step_seconds,
-            threads=settings.threads or max(1, (os.cpu_count() or 1) - 1),
             on_end=self._metrics.reply_ended,
             on_refusal=self._metrics.reply_refused,
         )
@@ -99,8 +103,7 @@ class Application:
             self._engine,
             settings.models or model_directory.SHIPPED,
             settings.rows,
-            lambda path: load(path, settings),
-            lambda found: batcher_of(found, settings),
+            recipe,
         )
         conversations = Conversations(
             Ledger(store, self._offload, settings.max_messages),
@@ -130,10 +133,9 @@ class Application:
             self._engine,
             settings.models or model_directory.SHIPPED,
             settings.rows,
-            lambda path: load(path, settings),
-            lambda found: batcher_of(found, settings),
+            recipe,
         )
-        self._began_with = bundle.path
+        self._began_with = model.path
         self._drain_seconds = settings.drain_seconds
         self.stopping = False
         backend = http.Backend(store, self._offload, self._engine, lambda: self.stopping)
@@ -162,6 +164,17 @@ class Application:
         else:
             await receive()
             await reject(send, 404, "not_found", "there is no WebSocket at this address")
+
+    def _begin_worker(self, make_batcher: MakeBatcher, report: Report) -> Worker:
+        if self._nursery is None or not self._nursery.alive:
+            return ThreadWorker(make_batcher, report, threads=self._threads, clock=time.monotonic)
+        return ProcessWorker(
+            make_batcher,
+            report,
+            nursery=self._nursery,
+            threads=self._threads,
+            ended=self._engine.look_after,
+        )
 
     def _routers(self, settings: Settings, keys: Keys) -> list[APIRouter]:
         """What programs ask: the OpenAI-compatible API, and the metrics for whom they are open."""
@@ -205,7 +218,8 @@ class Application:
         try:
             await self._engine.check(WARM_UP)
         except EngineUnhealthy as error:
-            logs.event(log, logging.ERROR, "not_ready", reason=f"the engine: {error.reason}")
+            reason = self._engine.trouble or error.reason
+            logs.event(log, logging.ERROR, "not_ready", reason=f"the engine: {reason}")
             raise
 
     @asynccontextmanager
@@ -276,6 +290,15 @@ class Server(uvicorn.Server):
 def serve(settings: Settings) -> int:
     """Run the server until SIGTERM or SIGINT; the exit status."""
     logs.configure(settings.log_level)
+    nursery = Nursery() if settings.engine == "process" and hasattr(os, "fork") else None
+    try:
+        return _serve(settings, nursery)
+    finally:
+        if nursery is not None:
+            nursery.close()
+
+
+def _serve(settings: Settings, nursery: Nursery | None) -> int:
     allow_sockets(settings.max_connections)
     try:
         listener = listen(settings.host, settings.port)
@@ -284,7 +307,7 @@ def serve(settings: Settings) -> int:
         return 1
     with listener:
         try:
-            application = build(settings)
+            application = build(settings, nursery)
         except (ModelDirectoryError, StoreError) as error:
             print(error, file=sys.stderr)
             return 1
@@ -309,56 +332,14 @@ def _leave() -> None:
     os._exit(0)
 
 
-def set_aside() -> None:
-    """Take what there is, some 250 000 objects of libraries above all, out of the garbage collector's sight.
-
-    It would look at all of them again and again, for a sixth of a second each time in which nothing else
-    happens in the process. What is not used any more is freed all the same, unless it refers to itself.
-    """
-    gc.collect()
-    gc.freeze()
-    give_back_memory()
-
-
-def give_back_memory() -> None:
-    """Return what was freed to the system, where the C library can: weights are read, converted, dropped."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-def build(settings: Settings) -> Application:
-    """Load the model and open the database. Raises `ModelDirectoryError`, `SettingsError`, `StoreError`."""
+def build(settings: Settings, nursery: Nursery | None = None) -> Application:
+    """Find the model and open the database. Raises `ModelDirectoryError`, `SettingsError`, `StoreError`."""
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise SettingsError([f"{flag('device')} cuda: torch finds no GPU here"])
     db = database.connect(settings.database_url)
     database.require_newest(db)
     path = model_directory.find_model(settings.models or model_directory.SHIPPED)
-    return Application(settings, load(path, settings), db)
-
-
-def load(path: Path, settings: Settings) -> ModelBundle:
-    """A model as it is served, on its device and in its precision. Raises `ModelDirectoryError`."""
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    sealed = model_directory.load(path, device=device)
-    bundle = served(sealed, settings.precision)
-    about = {"model": bundle.fingerprint, "device": device, "precision": precision_of(bundle.model)}
-    reason = None if settings.precision == "float32" else obstacle(sealed.config, device)
-    logs.event(log, logging.INFO, "model_loaded", **about, **({"because": reason} if reason else {}))
-    return bundle
-
-
-def batcher_of(bundle: ModelBundle, settings: Settings) -> Batcher:
-    """A batcher that takes as many replies as the engine lets in."""
-    return Batcher(
-        bundle,
-        rows=settings.rows,
-        waiting=settings.rows + settings.waiting + PROBES,
-        reading=READING,
-        kept=settings.kept_mib << 20,
-    )
+    return Application(settings, model_directory.describe(path), db, nursery=nursery)
 
 
 def configuration(application: Application, settings: Settings) -> uvicorn.Config:

@@ -1,8 +1,8 @@
-"""The thread that makes replies, and the event loop's way to it.
+"""What makes replies, and the event loop's way to it.
 
-One thread owns one batcher and does nothing but step it while there is work (server.worker): no other
-thread touches the model, and the event loop never waits for arithmetic. Requests go over as commands, events
-come back once per step.
+One worker owns one batcher and does nothing but step it while there is work: a process
+(server.engine_process) or a thread (server.worker). Nobody else touches the model, and the event loop never
+waits for arithmetic. Requests go over as commands, events come back once per step.
 
     permit = engine.reserve()                          # at once, or EngineBusy
     async with engine.generate(request, permit) as events:
@@ -10,10 +10,11 @@ come back once per step.
             …                                          # leaving early cancels the request
 
 A request that fails gets `Failed`; when a batcher fails, all of its requests do, and it is replaced. So is a
-thread whose step does not return.
+worker whose step does not return. When a worker has ended (a process can be killed), another one makes its
+replies from the start, once: a reply is a function of its request, and what was told of it is not told again.
 
 Another model takes over by `Engine.switch`: a permit belongs to the model that was in use when it was given,
-so what is under way ends on the model it began on, with a thread for each; the old one goes with its last
+so what is under way ends on the model it began on, with a worker for each; the old one goes with its last
 permit. `Engine.add` has another model work beside the one in use, for those who `reserve` with its name.
 
 While all of a model's rows are taken, requests wait here, and their owners take turns (limits.FairLine): the
@@ -28,8 +29,9 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
@@ -39,7 +41,7 @@ from chatbot.terms import rows_needed
 from server import logs
 from server.limits import FairLine
 from server.speaker import Speaker
-from server.worker import Steps, Worker
+from server.worker import BeginWorker, MakeBatcher, Steps, ThreadWorker, Told, Worker
 
 __all__ = ["Engine", "EngineBusy", "EngineUnhealthy", "Generation", "Permit", "Steps", "Timing"]
 
@@ -52,7 +54,7 @@ PROBES: Final = 8
 FRESH: Final = 1.0
 """Seconds for which a step that went well shows that the engine is alive."""
 STEP_LIMIT: Final = 30.0
-"""Seconds that a step may take before its thread is given up, unless told otherwise."""
+"""Seconds that a step may take before its worker is given up, unless told otherwise."""
 FIRST_STEP_LIMIT: Final = 120.0
 """The same for a first step, which makes the batcher: a GPU needs some to come up."""
 STUCK: Final = 4
@@ -87,13 +89,13 @@ class EngineUnhealthy(Exception):
 
 @dataclass(eq=False, slots=True)
 class _Station:
-    """A model and the thread that works for it.
+    """A model and the worker that makes its replies.
 
     held: permits that belong to it. line: what it has not been given yet. rows: what it has, in rows.
     """
 
     speaker: Speaker
-    make_batcher: Callable[[], Steps]
+    make_batcher: MakeBatcher
     worker: Worker | None = None
     held: int = 0
     line: FairLine[Generation] = field(default_factory=FairLine)
@@ -158,6 +160,10 @@ class Generation:
         self._began = self._last = engine.now()
         self._taken: float | None = None
         self._first: float | None = None
+        self._told = 0  # characters
+        self._heard = 0  # of the worker that makes it now
+        self._again = False
+        self._cancelled = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -185,6 +191,17 @@ class Generation:
             self._arrival.set()
             self._engine.cancel(self.id)
 
+    def cancelled(self) -> None:
+        """By the engine: its end was asked for."""
+        self._cancelled = True
+
+    def begin_again(self) -> bool:
+        """By the engine, when what made it has ended: whether another worker is to make it."""
+        if self._ended or self._cancelled or self._again:
+            return False
+        self._again, self._heard = True, 0
+        return True
+
     @property
     def timing(self) -> Timing:
         def since_start(moment: float) -> float:
@@ -205,20 +222,32 @@ class Generation:
         self._last = self._engine.now()
         if not isinstance(event, Piece):
             self._ended = True
-        elif self._first is None and event.text:
+        elif not (event := self._news(event)).text:
+            return
+        elif self._first is None:
             self._first = self._last
         self._events.append(event)
         self._arrival.set()
 
+    def _news(self, piece: Piece) -> Piece:
+        """What of it was not told before a worker ended. The same text comes again; should it differ (float32
+        computes other last digits in other company), the end of the reply has it whole.
+        """
+        news = piece.text[max(0, self._told - self._heard) :]
+        self._heard += len(piece.text)
+        self._told = max(self._told, self._heard)
+        return Piece(piece.id, news)
+
 
 class Engine:
-    """Makes replies on a thread of its own, or on two while one model takes over from another.
+    """Makes replies by a worker, or by two while one model takes over from another.
 
-    make_batcher: called on the thread, before the first request and after a failure.
+    make_batcher: called by the worker, before the first request and after a failure.
+    begin_worker: makes a worker, to be started yet; a thread if left out.
     capacity: replies under way at the same time, waiting ones included; the batcher must take `PROBES` more.
     rows: that the batcher decodes at the same time; None when it is to have all requests at once.
     speaker: the model that the batcher belongs to.
-    threads: for the arithmetic of one step; the event loop needs a core to itself to stay quick.
+    threads: for the arithmetic of a thread's step; the event loop needs a core to itself to stay quick.
     step_limit: seconds after which a step is taken to hang.
     clock: seconds, monotonic; asked from both sides.
     on_end: told of each reply that has ended. on_refusal: of each that there was no place for.
@@ -226,9 +255,10 @@ class Engine:
 
     def __init__(
         self,
-        make_batcher: Callable[[], Steps],
+        make_batcher: MakeBatcher,
         *,
         capacity: int,
+        begin_worker: BeginWorker | None = None,
         rows: int | None = None,
         speaker: Speaker = _NOBODY,
         threads: int = 1,
@@ -241,9 +271,8 @@ class Engine:
         self.capacity = capacity
         self._on_end = on_end
         self._on_refusal = on_refusal
-        self._threads = threads
+        self._begin_worker = begin_worker or partial(ThreadWorker, threads=threads, clock=clock)
         self._step_limit = step_limit
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._watch: asyncio.Task[None] | None = None
         self._free = capacity
         self._rows = rows
@@ -254,22 +283,22 @@ class Engine:
         self._stations = [self._station]
         self._beside: dict[str, _Station] = {}
         self._stuck: list[Worker] = []
+        self._retired: list[Worker] = []
 
     def start(self) -> None:
-        """Start the thread; events come back to the running event loop."""
-        self._loop = asyncio.get_running_loop()
+        """Start the worker; events come back to the running event loop."""
         self._begin(self._station)
         self._watch = asyncio.create_task(self._keep_watch(), name="engine watch")
 
     async def stop(self) -> None:
-        """End the threads after their present steps; what is still under way fails."""
+        """End the workers after their present steps; what is still under way fails."""
         if self._watch is not None:
             self._watch.cancel()
         workers = [station.worker for station in self._stations if station.worker is not None]
         for worker in workers:
             worker.stop()
-        for worker in workers:
-            await asyncio.to_thread(worker.join, min(STOP_WAIT, self._step_limit))
+        for worker in (*workers, *self._retired):
+            await worker.join(min(STOP_WAIT, self._step_limit))
         for station in self._stations:
             self._fail_all(station, "the server is stopping")
 
@@ -279,19 +308,22 @@ class Engine:
         workers = (*self._stuck, *(station.worker for station in self._stations))
         return any(worker is not None and worker.alive for worker in workers)
 
-    def switch(self, make_batcher: Callable[[], Steps], speaker: Speaker) -> None:
-        """From now on `reserve` gives places with another model; what has a permit keeps its own."""
-        before, self._station = self._station, _Station(speaker, make_batcher)
-        self._stations.append(self._station)
-        self._begin(self._station)
+    async def switch(self, make_batcher: MakeBatcher, speaker: Speaker) -> None:
+        """Have `reserve` give places with another model, once that has made a token; what has a permit keeps
+        its own. Raises `EngineUnhealthy` when it makes none; then nothing has changed.
+        """
+        station = await self._ready(make_batcher, speaker)
+        before, self._station = self._station, station
         self._retire_unused(before)
 
-    def add(self, make_batcher: Callable[[], Steps], speaker: Speaker) -> None:
-        """Have another model ready beside the one in use, with rows and a thread of its own."""
+    async def add(self, make_batcher: MakeBatcher, speaker: Speaker) -> None:
+        """Have another model ready beside the one in use, with rows and a worker of its own.
+
+        Raises `EngineUnhealthy` when it makes no token.
+        """
+        station = await self._ready(make_batcher, speaker)
         self.remove(speaker.fingerprint)
-        station = self._beside[speaker.fingerprint] = _Station(speaker, make_batcher)
-        self._stations.append(station)
-        self._begin(station)
+        self._beside[speaker.fingerprint] = station
 
     def remove(self, fingerprint: str) -> None:
         """Give no more places with a model that was added; it goes with its last permit."""
@@ -322,6 +354,11 @@ class Engine:
         loads = [station.worker.load for station in self._stations if station.worker is not None]
         waiting = sum(len(station.line) for station in self._stations)
         return Load(sum(load.rows for load in loads), waiting + sum(load.waiting for load in loads))
+
+    @property
+    def trouble(self) -> str | None:
+        """What went wrong with its last step, in words for whoever runs the server."""
+        return None if self._station.worker is None else self._station.worker.trouble
 
     @property
     def failures(self) -> int:
@@ -364,6 +401,7 @@ class Engine:
             return
         if generation.permit.station.line.remove(generation.owner, generation):
             worker.command(generation.request)  # the batcher drops it before it takes any rows
+        generation.cancelled()
         worker.command(request_id)
 
     async def check(self, wait: float = PROBE_WAIT) -> None:
@@ -373,34 +411,26 @@ class Engine:
         """
         worker = self._station.worker
         if worker is None or self._hangs(worker):
-            raise EngineUnhealthy(
-                "its thread hangs" if self._stuck or worker else "its thread is not running"
-            )
+            raise EngineUnhealthy("its step hangs" if self._stuck or worker else "it is not running")
         if not worker.alive:
-            raise EngineUnhealthy("its thread is not running")
-        if worker.failures == 0 and worker.step_began is None and self.now() - worker.stepped_at < FRESH:
-            return
-        request = ReplyRequest(f"probe-{next(self._probe_ids)}", (("user", "hello"),), _PROBE_OPTIONS)
-        try:
-            async with asyncio.timeout(wait), self.generate(request, self._permit(0)) as events:
-                async for event in events:
-                    if isinstance(event, Failed):
-                        raise EngineUnhealthy("a decode step failed")
-        except TimeoutError:
-            raise EngineUnhealthy(f"no token within {wait:g} s") from None
+            raise EngineUnhealthy("it is not running")
+        if not worker.fresh(FRESH):
+            await self._probe(self._station, wait)
 
     def look_after(self) -> None:
-        """Give up threads that hang or have ended: their replies fail, and others take their place."""
+        """Give up workers that hang or have ended: their replies fail, and others take their place."""
         self._stuck = [worker for worker in self._stuck if worker.alive]
+        self._retired = [worker for worker in self._retired if worker.alive]
         for station in list(self._stations):
             worker = station.worker
             if worker is not None and not worker.alive:
                 logs.event(log, logging.ERROR, "engine_ended", model=station.speaker.fingerprint)
-                station.worker = None
+                self._begin_again(station)
             elif worker is not None and self._hangs(worker):
                 logs.event(log, logging.ERROR, "engine_hangs", model=station.speaker.fingerprint)
-                worker.stop()  # if it ever returns
-                self._stuck.append(worker)
+                worker.abandon()
+                if worker.alive:
+                    self._stuck.append(worker)
                 station.worker = None
             if station.worker is None:
                 self._fail_all(station, _NOT_MADE)
@@ -414,28 +444,67 @@ class Engine:
             await asyncio.sleep(min(1.0, self._step_limit / 4))
             self.look_after()
 
-    def _begin(self, station: _Station) -> None:
-        loop = self._loop
-        assert loop is not None, "the engine has not been started"
-
-        def report(taken: list[str], events: list[Event]) -> None:
-            try:
-                if taken:
-                    loop.call_soon_threadsafe(self._taken, worker, taken, self.now())
-                if events:
-                    loop.call_soon_threadsafe(self._deliver, worker, events)
-            except RuntimeError:  # the loop is closed: a thread that hung has come back too late
-                worker.stop()
-
-        worker = Worker(station.make_batcher, report, threads=self._threads, clock=self.now)
+    def _begin(self, station: _Station) -> Worker:
+        worker: Worker = self._begin_worker(station.make_batcher, lambda told: self._hear(worker, told))
         station.worker = worker
         worker.start()
+        return worker
+
+    def _begin_again(self, station: _Station) -> None:
+        """Another worker for one that has ended, and for what that had not finished."""
+        station.worker = None
+        waiting = {each.id for each in station.line}
+        handed = [
+            each
+            for each in self._generations.values()
+            if each.permit.station is station and each.id not in waiting
+        ]
+        again = [each for each in handed if each.begin_again()]
+        self._deliver(None, [Failed(each.id, _NOT_MADE) for each in handed if each not in again])
+        if station not in self._stations:  # nobody is left who waits for it
+            return
+        worker = self._begin(station)
+        for each in again:
+            worker.command(each.request)
+        self._hand_over(station)
+
+    async def _ready(self, make_batcher: MakeBatcher, speaker: Speaker) -> _Station:
+        """A model that has made a token. Raises `EngineUnhealthy`."""
+        station = _Station(speaker, make_batcher)
+        self._stations.append(station)
+        permit = self._permit(0, station=station)  # or it would go with that of the probe
+        self._begin(station)
+        try:
+            await self._probe(station, max(FIRST_STEP_LIMIT, self._step_limit))
+        except EngineUnhealthy as error:
+            trouble = None if station.worker is None else station.worker.trouble
+            permit.release()
+            raise EngineUnhealthy(trouble or error.reason) from error
+        except BaseException:
+            permit.release()
+            raise
+        station.held -= 1  # it is not given back, but put to use
+        return station
+
+    async def _probe(self, station: _Station, wait: float) -> None:
+        """Have one token made within `wait` seconds. Raises `EngineUnhealthy`."""
+        request = ReplyRequest(f"probe-{next(self._probe_ids)}", (("user", "hello"),), _PROBE_OPTIONS)
+        try:
+            async with (
+                asyncio.timeout(wait),
+                self.generate(request, self._permit(0, station=station)) as events,
+            ):
+                async for event in events:
+                    if isinstance(event, Failed):
+                        raise EngineUnhealthy("a decode step failed")
+        except TimeoutError:
+            raise EngineUnhealthy(f"no token within {wait:g} s") from None
 
     def _hangs(self, worker: Worker) -> bool:
         return worker.overdue(max(FIRST_STEP_LIMIT, self._step_limit), self._step_limit)
 
     def _hand_over(self, station: _Station) -> None:
-        """Give the thread what its batcher has rows for, and a little more."""
+        """Give the worker what its batcher has rows for, and a little more."""
         most = math.inf if self._rows is None else self._rows + max(1, self._rows // AHEAD)
         while station.line and station.worker is not None:
             # More rows than there are is refused by the batcher, in its own words.
@@ -466,19 +535,21 @@ class Engine:
         self._stations.remove(station)
         if station.worker is not None:
             station.worker.stop()
+            self._retired.append(station.worker)
 
     def _fail_all(self, station: _Station, reason: str) -> None:
         station.line.clear()
         under_way = [reply for reply, each in self._generations.items() if each.permit.station is station]
         self._deliver(station.worker, [Failed(reply, reason) for reply in under_way])
 
-    def _taken(self, worker: Worker, ids: list[str], moment: float) -> None:
-        for request_id in ids:
+    def _hear(self, worker: Worker, told: Told) -> None:
+        for request_id in told.taken:
             generation = self._generations.get(request_id)
             if generation is not None and generation.permit.station.worker is worker:
-                generation.taken(moment)
+                generation.taken(told.moment)
+        self._deliver(worker, told.events)
 
-    def _deliver(self, worker: Worker | None, events: list[Event]) -> None:
+    def _deliver(self, worker: Worker | None, events: Sequence[Event]) -> None:
         for event in events:
             generation = self._generations.get(event.id)
             if generation is None or generation.permit.station.worker is not worker:

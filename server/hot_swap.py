@@ -1,7 +1,7 @@
 """Following the file that names the model in use, while the server runs.
 
 Once a second, and at once on SIGHUP, the models' directory is asked which model is meant. Another one is
-loaded and tried on a thread of its own; then new replies go to it, and those under way finish on the old one.
+loaded and tried by a worker of its own; then new replies go to it, and those under way finish on the old one.
 One that cannot be used is logged, and the old one goes on.
 """
 
@@ -13,13 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import torch
-
-from chatbot.model_directory import SUMS, ModelBundle, ModelDirectoryError, find_model
-from server import logs, models
-from server.engine import Engine
+from chatbot.model_directory import SUMS, ModelDirectoryError, SealedModel, describe, find_model
+from server import logs
+from server.engine import Engine, EngineUnhealthy
 from server.speaker import Speaker, speaker_of
-from server.worker import Steps
+from server.worker import MakeBatcher
 
 log = logging.getLogger(__name__)
 
@@ -35,20 +33,18 @@ class Meant(NamedTuple):
 
 
 class HotSwap:
-    """load: a bundle on its device, or `ModelDirectoryError`. make_batcher: for a bundle."""
+    """make_batcher: for a model that has to make replies before it is used."""
 
     def __init__(
         self,
         engine: Engine,
         directory: Path,
         rows: int,
-        load: Callable[[Path], ModelBundle],
-        make_batcher: Callable[[ModelBundle], Steps],
+        make_batcher: Callable[[SealedModel], MakeBatcher],
     ) -> None:
         self._engine = engine
         self._directory = directory
         self._rows = rows
-        self._load = load
         self._make_batcher = make_batcher
         self._seen: Meant | str | None = None
         self._asked = asyncio.Event()
@@ -82,18 +78,18 @@ class HotSwap:
             logs.event(log, logging.ERROR, "model_refused", reason=meant)
             return
         try:
-            bundle = await asyncio.to_thread(self._open, meant.path)
-        except ModelDirectoryError as error:
+            sealed = await asyncio.to_thread(describe, meant.path)
+            before, after = self._engine.speaker, speaker_of(sealed, self._rows)
+            if _heard(after) == _heard(before):
+                return
+            await self._engine.switch(self._make_batcher(sealed), after)
+        except (ModelDirectoryError, EngineUnhealthy) as error:
             logs.event(log, logging.ERROR, "model_refused", reason=str(error))
             return
         except Exception as error:  # noqa: BLE001 - out of memory, say: the old model goes on
             logs.event(log, logging.ERROR, "model_refused", error=logs.place(error))
             return
-        before, after = self._engine.speaker, speaker_of(bundle, self._rows)
-        if _heard(after) == _heard(before):
-            return
-        self._engine.switch(lambda: self._make_batcher(bundle), after)
-        logs.event(log, logging.INFO, "model_switched", model=bundle.fingerprint, before=before.fingerprint)
+        logs.event(log, logging.INFO, "model_switched", model=sealed.fingerprint, before=before.fingerprint)
 
     def _look(self) -> Meant | str:
         """The model that is meant, or why there is no telling."""
@@ -104,12 +100,6 @@ class HotSwap:
             return str(error)
         except OSError as error:
             return f"{self._directory}: {error.strerror}"
-
-    def _open(self, path: Path) -> ModelBundle:
-        torch.set_num_threads(1)  # of this thread: replies under way have the rest
-        bundle = self._load(path)
-        models.try_out(bundle, self._rows)
-        return bundle
 
 
 def _heard(speaker: Speaker) -> tuple[object, ...]:

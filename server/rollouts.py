@@ -21,22 +21,21 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 import sqlalchemy
-import torch
 from sqlalchemy import Connection, insert, select
 
-from chatbot.model_directory import ModelBundle, ModelDirectoryError
+from chatbot.model_directory import ModelDirectoryError, SealedModel, describe
 from chatbot.options import DecodingOptions
 from chatbot.replies import Finished, Reply, ReplyRequest
 from chatbot.transcripts import Role
 from server import logs, models
 from server.database import reading
-from server.engine import Engine, EngineBusy
+from server.engine import Engine, EngineBusy, EngineUnhealthy
 from server.offload import Offload
 from server.speaker import speaker_of
 from server.store import utc_now
 from server.store_errors import StoreError
 from server.tables import Message, Rollout, ShadowReply
-from server.worker import Steps
+from server.worker import MakeBatcher
 from server.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -70,7 +69,7 @@ class Overheard:
 
 
 class Rollouts:
-    """load: a bundle on its device, or `ModelDirectoryError`. make_batcher: for a bundle."""
+    """make_batcher: for a model that has to make replies before it is used."""
 
     def __init__(
         self,
@@ -79,19 +78,17 @@ class Rollouts:
         engine: Engine,
         directory: Path,
         rows: int,
-        load: Callable[[Path], ModelBundle],
-        make_batcher: Callable[[ModelBundle], Steps],
+        make_batcher: Callable[[SealedModel], MakeBatcher],
     ) -> None:
         self._db = db
         self._writer = writer
         self._engine = engine
         self._directory = directory
         self._rows = rows
-        self._load = load
         self._make_batcher = make_batcher
         self._offload = Offload(1, "rollouts")
         self._plans: dict[Kind, Plan] = {}
-        self._added: dict[str, ModelBundle] = {}
+        self._added: set[str] = set()
         self._refused: set[Plan] = set()
         self._asking: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count()
@@ -109,8 +106,8 @@ class Rollouts:
         """Load what is meant and not there yet, and drop what is not meant any more. Raises StoreError."""
         plans = {plan.kind: plan for plan in await self._offload(going_on, self._db)}
         wanted = {plan.model for plan in plans.values()} - {self._engine.speaker.fingerprint}
-        for fingerprint in self._added.keys() - wanted:
-            del self._added[fingerprint]
+        for fingerprint in self._added - wanted:
+            self._added.remove(fingerprint)
             self._engine.remove(fingerprint)
         for plan in plans.values():
             if plan.model in wanted and plan.model not in self._added and plan not in self._refused:
@@ -146,8 +143,9 @@ class Rollouts:
 
     async def _bring_in(self, plan: Plan) -> None:
         try:
-            bundle = await self._offload(self._open, plan.model)
-        except ModelDirectoryError as error:
+            sealed = await self._offload(self._find, plan.model)
+            await self._engine.add(self._make_batcher(sealed), speaker_of(sealed, self._rows))
+        except (ModelDirectoryError, EngineUnhealthy) as error:
             self._refused.add(plan)
             logs.event(log, logging.ERROR, "rollout_refused", model=plan.model, reason=str(error))
             return
@@ -155,18 +153,14 @@ class Rollouts:
             self._refused.add(plan)
             logs.event(log, logging.ERROR, "rollout_refused", model=plan.model, error=logs.place(error))
             return
-        self._added[plan.model] = bundle
-        self._engine.add(lambda: self._make_batcher(bundle), speaker_of(bundle, self._rows))
+        self._added.add(plan.model)
         logs.event(log, logging.INFO, "rollout", kind=plan.kind, model=plan.model, share=plan.share)
 
-    def _open(self, fingerprint: str) -> ModelBundle:
-        torch.set_num_threads(1)  # of this thread: replies under way have the rest
+    def _find(self, fingerprint: str) -> SealedModel:
         path = models.by_fingerprint(self._directory, fingerprint)
         if path is None:
             raise ModelDirectoryError(self._directory, f"it holds no model {fingerprint}")
-        bundle = self._load(path)
-        models.try_out(bundle, self._rows)
-        return bundle
+        return describe(path)
 
     async def _ask(self, model: str, given: Overheard) -> None:
         try:

@@ -85,6 +85,10 @@ class Settings(BaseModel):
     precision: Literal["auto", "float32", "int8"] = Field(
         "auto", description="what the model computes in; auto and int8 take 8 bits where that can be done"
     )
+    engine: Literal["process", "thread"] = Field(
+        "process",
+        description="what makes the replies: a process of its own, or, to save memory, a thread",
+    )
     rows: int = Field(
         64, ge=1, le=4096, description="sequences decoded at the same time; a beam takes several"
     )
@@ -101,7 +105,7 @@ class Settings(BaseModel):
         30.0,
         gt=0,
         le=3600,
-        description="time that one step of the model may take before its thread is given up and replaced",
+        description="time that one step of the model may take before who makes it is given up and replaced",
     )
     threads: int = Field(
         0, ge=0, le=1024, description="threads for the model's arithmetic; 0 is one less than the cores"

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from chatbot.confidence import Calibration, calibration_of
-from chatbot.model_directory import ModelBundle
+from chatbot.model_directory import SealedModel
 from chatbot.options import DecodingOptions
 from chatbot.terms import Terms
 from chatbot.transcripts import Role
@@ -35,16 +35,16 @@ class Speaker:
     calibration: Calibration | None = None
 
 
-def speaker_of(bundle: ModelBundle, rows: int) -> Speaker:
+def speaker_of(sealed: SealedModel, rows: int) -> Speaker:
     """A speaker whose batcher has `rows` rows.
 
     Whatever the batcher would refuse is refused here, before a turn is committed that could not be
     answered.
     """
-    terms = Terms(bundle.tokenizer, rows)
+    terms = Terms(sealed.tokenizer, rows)
 
     def merged(overrides: Mapping[str, Any]) -> DecodingOptions:
-        found = DecodingOptions.merged(bundle.defaults, overrides)
+        found = DecodingOptions.merged(sealed.defaults, overrides)
         terms.grant(found)
         return found
 
@@ -60,14 +60,14 @@ def speaker_of(bundle: ModelBundle, rows: int) -> Speaker:
         return remembered(written) if len(written) <= SHORT else merged(overrides)
 
     def count_tokens(turns: Sequence[tuple[Role, str]]) -> int:
-        most = bundle.config.max_turn_tokens
-        return sum(min(len(ids), most) for ids in bundle.tokenizer.encode_turns(turns))
+        most = sealed.config.max_turn_tokens
+        return sum(min(len(ids), most) for ids in sealed.tokenizer.encode_turns(turns))
 
     return Speaker(
-        bundle.fingerprint,
-        bundle.defaults,
+        sealed.fingerprint,
+        sealed.defaults,
         options,
         count_tokens,
-        bundle.tokenizer.token_bytes,
-        calibration_of(bundle.metrics),
+        sealed.tokenizer.token_bytes,
+        calibration_of(sealed.metrics),
     )

@@ -262,8 +262,8 @@ async def console_over(
     db = database.connect(url)
     gate = Gate()
     batcher = None if script is None else ScriptedBatcher(script, gate)
-    bundle = model_directory.load(model_directory.find_model(models or model_directory.SHIPPED))
-    application = Application(told, bundle, db, None if batcher is None else lambda: batcher)
+    model = model_directory.describe(model_directory.find_model(models or model_directory.SHIPPED))
+    application = Application(told, model, db, None if batcher is None else lambda: batcher)
     try:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(_lifespan(application))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import processes
 from chatbot import model_directory
 from server import database
 from server.app import Application, Server, address_of, configuration, listen
@@ -25,7 +26,8 @@ from tests.scripted_batcher import Gate, Script, ScriptedBatcher
 
 ROOT = Path(__file__).resolve().parent.parent
 
-SERVE = (sys.executable, "-W", "error", "-m", "server", "serve")
+PYTHON = (sys.executable, "-W", "error", "-m")
+SERVE = (*PYTHON, "server", "serve")
 """The command, in which a warning is an error as in the tests."""
 
 
@@ -75,8 +77,8 @@ def serving(url: str, models: Path, script: Script | None = None, **settings: An
     db = database.connect(url)
     gate = Gate()
     batcher = None if script is None else ScriptedBatcher(script, gate)
-    bundle = model_directory.load(model_directory.find_model(models))
-    application = Application(told, bundle, db, None if batcher is None else lambda: batcher)
+    model = model_directory.describe(model_directory.find_model(models))
+    application = Application(told, model, db, None if batcher is None else lambda: batcher)
     with listen(told.host, told.port) as listener:
         address = address_of(listener)
         server = _Announcing(configuration(application, told), application, address)
@@ -113,15 +115,13 @@ class ServerProcess:
 
     @property
     def resident_kilobytes(self) -> int:
-        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
-        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+        """Of all its processes; what they share counts once."""
+        return processes.memory(self.process.pid) // 1024
 
     @property
     def cpu_seconds(self) -> float:
-        """That all its threads have used so far."""
-        stat = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="utf-8")
-        user, system = stat.rpartition(")")[2].split()[11:13]
-        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+        """That all its processes have used so far."""
+        return processes.cpu_seconds(self.process.pid)
 
 
 def clean_environment() -> dict[str, str]:
@@ -131,10 +131,25 @@ def clean_environment() -> dict[str, str]:
 
 
 @contextmanager
-def server_process(url: str, models: Path, *arguments: str) -> Iterator[ServerProcess]:
+def server_process(
+    url: str, models: Path, *arguments: str, module: str = "server"
+) -> Iterator[ServerProcess]:
     """`python -m server serve` over a database that is up to date, on a port of its own."""
     process = subprocess.Popen(
-        [*SERVE, "--port", "0", "--threads", "1", "--database-url", url, "--models", models, *arguments],
+        [
+            *PYTHON,
+            module,
+            "serve",
+            "--port",
+            "0",
+            "--threads",
+            "1",
+            "--database-url",
+            url,
+            "--models",
+            models,
+            *arguments,
+        ],
         cwd=ROOT,
         env=clean_environment(),
         stdout=subprocess.PIPE,

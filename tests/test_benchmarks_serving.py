@@ -17,8 +17,9 @@ from benchmarks import load, serving, serving_picture, transformers_peer
 from benchmarks.load import Busy, Chat, ChatFailed, Exchange, Round, chats, percentile
 from benchmarks.prometheus import Scrape
 from benchmarks.serving import OPTIONS, TEXTS, Plan
+from chatbot.model_directory import describe
 from chatbot.replies import ReplyRequest
-from server import app
+from server.recipe import Recipe
 from tests.live_server import LiveServer
 from tests.live_server import serving as live_server
 
@@ -192,9 +193,8 @@ def test_a_quantile_is_that_of_what_came_since() -> None:
 
 def test_the_batcher_alone_answers_as_many_as_there_are(tiny_model_dir: Path) -> None:
     plan = Plan(1, 0.0, 0.5, 1, 1, (5,), 1, tiny_model_dir)
-    bundle = app.load(tiny_model_dir, plan.settings)
-    batcher = app.batcher_of(bundle, plan.settings)
-    found = serving.alone(batcher, bundle.defaults, 5, 0.0, 0.5)
+    sealed = describe(tiny_model_dir)
+    found = serving.alone(Recipe.of(sealed, plan.settings, 16)(), sealed.defaults, 5, 0.0, 0.5)
     assert len(found.exchanges) > len(TEXTS)
     assert all(exchange.asked < exchange.last for exchange in found.exchanges)
 

@@ -264,7 +264,7 @@ def test_a_busy_model_is_asked_for_less(tmp_path: Path, tiny_model_dir: Path) ->
         talks = [console.conversation([("Hello!", None)]) for _ in range(2)]
         tokens = []
         for talk, rows in zip(talks, (BUSY - 1, BUSY), strict=True):
-            console.desk.engine._station.worker.load = Load(rows, 0)  # type: ignore[union-attr]
+            console.desk.engine._station.worker._stepping.load = Load(rows, 0)  # type: ignore[union-attr]
             await suggest(client, talk.id, "So")
             tokens.append(console.batcher.requests[-1].options.max_tokens)
         assert tokens[0] - tokens[1] == NEW_TOKENS - FEW_TOKENS

@@ -15,6 +15,7 @@ from chatbot.options import DecodingOptions
 from chatbot.replies import Event, Failed, Finished, Piece, ReplyRequest
 from server.engine import STUCK, Engine, EngineBusy, EngineUnhealthy, Generation, Permit, Steps
 from server.speaker import Speaker
+from server.worker import ThreadWorker
 from tests.scripted_batcher import Gate, ScriptedBatcher, parrot
 
 OPTIONS = DecodingOptions(seed=1)
@@ -422,7 +423,7 @@ def test_after_a_switch_replies_under_way_end_where_they_began() -> None:
         async with running(lambda: old, capacity=3) as engine:
             first = engine.generate(request("a"))
             permit = engine.reserve()
-            engine.switch(lambda: new, SPEAKER)
+            await engine.switch(lambda: new, SPEAKER)
             second = engine.generate(request("b"))
             assert engine.speaker is SPEAKER
             assert text_of(await collect(second)) == "new"
@@ -446,7 +447,7 @@ def test_a_model_beside_answers_who_names_it_until_it_is_removed() -> None:
 
     async def test() -> None:
         async with running(lambda: mine, capacity=3) as engine:
-            engine.add(lambda: other, beside)
+            await engine.add(lambda: other, beside)
             assert engine.speaker_of("tw-beside") is beside
             named, plain = engine.reserve(model="tw-beside"), engine.reserve()
             engine.remove("tw-beside")
@@ -470,7 +471,7 @@ async def first_piece_then_a_step(gates: list[Gate], generation: Generation) -> 
     gates[0].let(1)
     await anext(generation)
     worker = generation.permit.station.worker
-    assert worker is not None
+    assert isinstance(worker, ThreadWorker)
     await until(lambda: worker.step_began is not None)
 
 

@@ -7,18 +7,20 @@ import json
 import logging
 import signal
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from chatbot.confidence import KEY, Calibration
-from chatbot.model_directory import ACTIVE, ModelBundle, load
+from chatbot.model_directory import ACTIVE, ModelDirectoryError, SealedModel, load
 from chatbot.tokenizer import Tokenizer
 from server import database, models
 from server.engine import Engine
 from server.hot_swap import HotSwap
 from server.speaker import speaker_of
 from server.verify import Verifier
+from server.worker import Steps
 from tests.chat_client import ChatClient, chatting
 from tests.databases import upgrade
 from tests.live_server import server_process, serving
@@ -102,35 +104,38 @@ def test_a_process_follows_and_is_not_killed_by_sighup(folder: Path, tmp_path: P
         assert server.terminate() == 0
 
 
-def test_a_model_that_cannot_be_used_changes_nothing(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_that_cannot_be_used_changes_nothing(
+    folder: Path, tiny_tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
     bundle = load(folder / "one")
-    opened: list[Path] = []
+    seal_tiny(folder / "three", tiny_tokenizer, 3)
+    tried: list[str] = []
 
-    def opening(path: Path) -> ModelBundle:
-        opened.append(path)
-        return load(path)
+    def make_batcher(model: SealedModel) -> Steps:
+        tried.append(model.path.name)
+        raise ModelDirectoryError(model.path, "it stutters")
 
     async def test() -> None:
         engine = Engine(lambda: ScriptedBatcher(parrot), capacity=1, speaker=speaker_of(bundle, 8))
         engine.start()
-        swap = HotSwap(engine, folder, 8, opening, lambda _: ScriptedBatcher(parrot))
+        swap = HotSwap(engine, folder, 8, lambda model: partial(make_batcher, model))
         (folder / "two" / "config.json").write_text("{}")
-        (folder / ACTIVE).write_text("two\n")
-        for _ in range(2):
-            await swap.look()
-        assert opened == [folder / "two"]  # once, not every second
-        (folder / ACTIVE).write_text("nobody\n")
-        await swap.look()
+        for name in ("two", "three", "nobody"):
+            (folder / ACTIVE).write_text(f"{name}\n")
+            for _ in range(2):  # it is refused once, not every second
+                await swap.look()
         assert engine.speaker.fingerprint == bundle.fingerprint
         await engine.check()
         await engine.stop()
 
     with caplog.at_level(logging.ERROR, "server"):
         asyncio.run(test())
-    reasons = [record.__dict__["fields"]["reason"] for record in caplog.records]
-    assert [record.getMessage() for record in caplog.records] == ["model_refused"] * 2
-    assert "config.json" in reasons[0]
-    assert "'nobody'" in reasons[1]
+    told = [record for record in caplog.records if record.getMessage() == "model_refused"]
+    assert [
+        reason in record.__dict__["fields"]["reason"]
+        for reason, record in zip(("config.json", "three: it stutters", "'nobody'"), told, strict=True)
+    ] == [True] * 3
+    assert tried == ["three"]
 
 
 def test_the_same_model_with_a_calibration_takes_over(folder: Path, tiny_tokenizer: Tokenizer) -> None:
@@ -144,7 +149,7 @@ def test_the_same_model_with_a_calibration_takes_over(folder: Path, tiny_tokeniz
     async def test() -> None:
         engine = Engine(lambda: ScriptedBatcher(parrot), capacity=1, speaker=speaker_of(bundle, 8))
         engine.start()
-        swap = HotSwap(engine, folder, 8, load, lambda _: ScriptedBatcher(parrot))
+        swap = HotSwap(engine, folder, 8, lambda _: lambda: ScriptedBatcher(parrot))
         await swap.look()
         seen = [engine.speaker.calibration]
         models.promote(folder, "calibrated")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import signal
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -70,27 +69,6 @@ def test_whatever_its_database_does_it_keeps_its_word(postgres: Cluster, tiny_mo
     assert (outcome.problems, outcome.late) == ((), ())
     assert set(outcome.recoveries) == set(names)
     assert outcome.acknowledged >= 2 * 4 * len(names), "each was answered again after each"
-
-
-def test_it_stops_in_good_order_while_a_step_does_not_return(tiny_model_dir: Path, tmp_path: Path) -> None:
-    server = ServerProcess(f"sqlite:///{tmp_path / 'turnwise.db'}", tiny_model_dir, faulty=True)
-    database.upgrade(f"sqlite:///{tmp_path / 'turnwise.db'}")
-
-    async def test() -> int:
-        chat = Chat("chat")
-        task = asyncio.create_task(chat.run(server.port))
-        await until(lambda: chat.turns > 0)
-        server.signal(signal.SIGUSR2)
-        await until(lambda: not server.ready)
-        status = await asyncio.to_thread(server.terminate)
-        task.cancel()
-        return status
-
-    server.start()
-    try:
-        assert asyncio.run(test()) == 0
-    finally:
-        server.kill()
 
 
 @pytest.mark.slow
@@ -226,7 +204,7 @@ def test_peers_that_are_kept_and_clients_that_are_not_answered_are_found(
 
     async def test() -> None:
         async with talking_to_the_deaf() as chat:
-            process = ServerProcess("sqlite:///none.db", None, faulty=False)
+            process = ServerProcess("sqlite:///none.db", None)
             scene = Scene(Place("sqlite:///none.db"), process, [chat], 0.1, random.Random(0))
             problems = await FAULTS["half-open"].act(scene)
             assert problems == ["1 peers that had fallen silent were there after 0.3 s"]

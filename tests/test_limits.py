@@ -37,6 +37,7 @@ from server.limits import (
     visitor_key,
 )
 from server.protocol import Accepted, Error, Ready, Say
+from server.worker import ThreadWorker
 from tests.chat_client import ChatClient, chatting
 from tests.live_server import LiveServer, serving
 from tests.scripted_batcher import Gate, ScriptedBatcher, parrot
@@ -270,7 +271,7 @@ def test_a_thread_that_is_given_up_fails_those_in_the_line_too() -> None:
         engine.start()
         generations = [engine.generate(ask(str(n))) for n in range(5)]
         worker = generations[0].permit.station.worker
-        assert worker is not None
+        assert isinstance(worker, ThreadWorker)
         await until(lambda: worker.step_began is not None)
         now[0] += 1000
         engine.look_after()

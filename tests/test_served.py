@@ -21,10 +21,9 @@ from chatbot.model import Seq2Seq
 from chatbot.model_directory import ModelBundle, seal
 from chatbot.options import DecodingOptions
 from chatbot.replies import Reply, ReplyRequest
-from chatbot.served import ServedSeq2Seq, obstacle, precision_of, served
+from chatbot.served import Precision, ServedSeq2Seq, obstacle, precision_of, served
 from chatbot.tokenizer import Tokenizer
-from server.app import load as load_to_serve
-from server.settings import Settings
+from server.recipe import load as load_to_serve
 from server.verify import score
 from tests.batching import bundle_of, drain, failures, replies
 from tests.small import SMALL, orders
@@ -417,7 +416,8 @@ def test_a_server_computes_in_what_it_is_told(lively: ModelBundle, tmp_path: Pat
         metrics={},
         card="# Lively\n",
     )
-    for asked, told in (("auto", "int8"), ("int8", "int8"), ("float32", "float32")):
-        bundle = load_to_serve(path, Settings.model_validate({"precision": asked, "device": "cpu"}))
+    expected: dict[Precision, str] = {"auto": "int8", "int8": "int8", "float32": "float32"}
+    for asked, told in expected.items():
+        bundle = load_to_serve(path, "cpu", asked)
         assert precision_of(bundle.model) == told
         assert bundle.fingerprint == fingerprint

@@ -251,7 +251,7 @@ def test_ready_means_a_token_and_a_write_and_asking_often_is_cheap() -> None:
         stopping[0] = False
         await engine.stop()
         now[0] += 2
-        assert await readiness.problem() == "the engine: its thread is not running"
+        assert await readiness.problem() == "the engine: it is not running"
         offload.close()
 
     asyncio.run(test())

@@ -14,8 +14,9 @@ import torch
 
 from server import database, logs
 from server.__main__ import main
-from server.app import allow_sockets, give_back_memory, listen
+from server.app import allow_sockets, listen
 from server.engine import Engine, EngineUnhealthy
+from server.memory import give_back_memory
 from server.protocol import Message, Ready
 from server.store import Store
 from tests.chat_client import ChatClient, chatting, run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 
-from server.app import set_aside
+from server.memory import set_aside
 
 
 class Thing:

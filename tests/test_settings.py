@@ -28,6 +28,7 @@ OTHER = {
     "models": "elsewhere",
     "device": "cpu",
     "precision": "float32",
+    "engine": "thread",
     "rows": "2",
     "waiting": "3",
     "step_seconds": "12.5",
