@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import select
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -56,7 +57,7 @@ class Chat:
     stopping: bool = False
     silent: list[ClientConnection] = field(default_factory=list)
     _socket: ClientConnection | None = None
-    _patience: asyncio.Timeout | None = None
+    _leave: asyncio.Future[None] | None = None
 
     async def run(self, port: int) -> None:
         """Say one thing after another, until told to stop and answered."""
@@ -70,18 +71,18 @@ class Chat:
 
     def fall_silent(self) -> bool:
         """Leave the connection as it is, without reading or saying anything more; whether there was one."""
-        if self.waiting is None or self._patience is None:
+        if self.waiting is None or self._leave is None or self._leave.done():
             return False
         self.waiting.recv_messages.resume = lambda: None  # what it has may be read, and nothing after it:
         self.waiting.transport.pause_reading()  # the library would answer pings
         self.silent.append(self.waiting)
-        self._patience.reschedule(asyncio.get_running_loop().time())
+        self._leave.set_result(None)
         return True
 
     @property
     def waiting(self) -> ClientConnection | None:
         """The connection on which it waits for something to be said."""
-        return None if self._patience is None else self._socket
+        return None if self._leave is None else self._socket
 
     @asynccontextmanager
     async def _connected(self, port: int) -> AsyncIterator[ClientConnection]:
@@ -143,14 +144,21 @@ class Chat:
                 await socket.send(encode(say))
 
     async def _next(self, socket: ClientConnection) -> Any:
+        """What comes next. Raises `_Lost` when nothing does for long, or it is not to wait any more."""
+        self._leave = asyncio.get_running_loop().create_future()
+        coming = asyncio.create_task(socket.recv())
+        either: set[asyncio.Future[Any]] = {coming, self._leave}
         try:
-            async with asyncio.timeout(ANSWERING) as self._patience:
-                frame = await socket.recv()
+            await asyncio.wait(either, timeout=ANSWERING, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._patience = None
-        if socket in self.silent:  # a frame had come already, and taking it lets the library read on
-            socket.transport.pause_reading()
+            self._leave = None
+            given_up = coming.cancel()
+        if socket in self.silent or given_up:
+            with contextlib.suppress(asyncio.CancelledError, ConnectionClosed):
+                await coming
+            socket.transport.pause_reading()  # taking a frame may have let the library read on
             raise _Lost
+        frame = coming.result()
         assert isinstance(frame, str)
         return parse_server(frame)
 
@@ -163,10 +171,16 @@ class Chat:
 
 
 def hung_up(socket: ClientConnection) -> bool:
-    """Whether the other side has ended the connection, though nothing is read from it here."""
+    """Whether the other side has ended the connection, though the library reads nothing from it here.
+
+    What has come is thrown away: the end comes behind it, and not at all while there is no room for more.
+    """
     number = socket.transport.get_extra_info("socket").fileno()
     if number < 0:
         return True
+    with contextlib.suppress(BlockingIOError, ConnectionError):
+        while os.read(number, 1 << 16):
+            pass
     asked = select.poll()
     asked.register(number, select.POLLRDHUP)
     return bool(asked.poll(0))

@@ -356,6 +356,11 @@ class Engine:
         return Load(sum(load.rows for load in loads), waiting + sum(load.waiting for load in loads))
 
     @property
+    def pid(self) -> int | None:
+        """Of the process that makes new replies, if it is not this one."""
+        return None if self._station.worker is None else self._station.worker.pid
+
+    @property
     def trouble(self) -> str | None:
         """What went wrong with its last step, in words for whoever runs the server."""
         return None if self._station.worker is None else self._station.worker.trouble

@@ -163,6 +163,8 @@ class Metrics:
     def show(self, engine: Engine, writer: Writer, rows: int, connections: Callable[[], int]) -> None:
         """Add what is asked for when somebody reads."""
         self.registry.register(_Now(self._version, engine, writer, rows, connections))
+        # Of a process that is not there nothing is told.
+        ProcessCollector("turnwise_engine", pid=lambda: engine.pid or "none", registry=self.registry)
 
     def text(self) -> bytes:
         """All of it, in Prometheus' text format (0.0.4)."""

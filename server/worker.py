@@ -74,6 +74,10 @@ class Worker(Protocol):
     def trouble(self) -> str | None:
         """What the last of them was, in words."""
 
+    @property
+    def pid(self) -> int | None:
+        """Of its process, when it has one of its own."""
+
     def start(self) -> None:
         """Reports come to the running event loop."""
 
@@ -154,6 +158,10 @@ class ThreadWorker:
         # Written by the thread alone; one assignment each, so reading needs no lock.
         self.stepped_at = -math.inf
         self.step_began: float | None = None
+
+    @property
+    def pid(self) -> None:
+        return None
 
     @property
     def load(self) -> Load:

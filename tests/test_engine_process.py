@@ -16,6 +16,7 @@ import pytest
 
 from benchmarks import processes
 from benchmarks.processes import gone
+from benchmarks.prometheus import Scrape
 from chatbot.options import DecodingOptions
 from chatbot.replies import Failed, Finished, Piece, ReplyRequest
 from server.engine import Engine, EngineUnhealthy
@@ -305,6 +306,13 @@ def test_it_stops_in_good_order_while_a_step_does_not_return(
 
     with server_process(url, tiny_model_dir, *told, module="tests.hanging_server") as server:
         run(partial(test, server))
+
+
+def test_what_the_engine_uses_is_told_too(server: ServerProcess) -> None:
+    found = Scrape.of(f"{server.address}/metrics").values
+    mine, engines = (found[f"{name}process_start_time_seconds", None] for name in ("", "turnwise_engine_"))
+    assert engines > mine
+    assert found["turnwise_engine_process_resident_memory_bytes", None] > 2**20
 
 
 def test_ctrl_c_and_sigterm_to_all_its_processes_end_a_server_in_good_order(server: ServerProcess) -> None:

@@ -363,6 +363,28 @@ def test_two_tabs_that_come_at_once_are_one_visitor(context: BrowserContext, cha
     assert len({talk.token for talk in chat.talks.values() if talk.messages}) == 1
 
 
+def test_two_tabs_that_kept_a_token_each_before_either_could_see_it_are_one_visitor(
+    context: BrowserContext, chat: FakeChat
+) -> None:
+    first, second = context.new_page(), context.new_page()
+    kept = []
+    for tab in (first, second):
+        tab.goto(f"{chat.address}/static/chat.js")  # until what the other tab removed is gone here too
+        tab.wait_for_function("localStorage.getItem('turnwise.token') === null")
+        tab.goto(f"{chat.address}/#new")
+        tab.locator("#presence[data-phase=ready]").wait_for()
+        kept.append(tab.evaluate("localStorage.getItem('turnwise.token')"))
+        tab.evaluate("localStorage.removeItem('turnwise.token')")
+    assert kept[0] != kept[1]
+    first.evaluate("token => localStorage.setItem('turnwise.token', token)", kept[0])
+    lesser = min(kept)
+    first.wait_for_function("token => localStorage.getItem('turnwise.token') === token", arg=lesser)
+    for number, tab in enumerate((first, second)):
+        say(tab, f"from tab {number}")
+        expect(replies(tab)).to_have_count(1)
+    assert {talk.token for talk in chat.talks.values() if talk.messages} == {lesser}
+
+
 def test_a_chat_taken_over_elsewhere_says_so_and_can_be_taken_back(page: Page, chat: FakeChat) -> None:
     chat.lose_connections(code=4409)
     expect(page.locator("#banner")).to_contain_text("opened in another tab")

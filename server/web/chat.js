@@ -34,6 +34,7 @@ export class Chat {
   #stopWanted = false;
   #ratings = new Map();
   #resumedFrom = -1;
+  #newcomer = false;
 
   conversation = new Conversation();
   outbox = new Outbox();
@@ -49,6 +50,7 @@ export class Chat {
     this.#environment = environment;
     this.settings = settings;
     this.#events = events;
+    shared.onOther(TOKEN, (kept) => this.#otherTabKept(kept));
     this.#connection = new Connection(environment, {
       hello: () => this.#hello(),
       onFrame: (frame) => this.#receive(frame),
@@ -271,6 +273,7 @@ export class Chat {
   #ready(frame) {
     if (this.#otherTabWasFirst(frame)) return;
     this.#refusals = 0;
+    this.#newcomer ||= this.token === null;
     this.token = frame.token ?? this.token;
     shared.set(TOKEN, this.token);
     shared.set(LATEST, frame.conversation);
@@ -294,6 +297,19 @@ export class Chat {
     this.token = kept;
     this.#connection.restart();
     return true;
+  }
+
+  /**
+   * The same, where both kept theirs before either could see it: both then take the lesser, unless this one
+   * has been used.
+   */
+  #otherTabKept(kept) {
+    const used = this.conversation.lastSeq > 0 || this.outbox.entries.length > 0;
+    if (!this.#newcomer || used || kept === this.token) return;
+    if (kept > this.token) return shared.set(TOKEN, this.token);
+    this.token = kept;
+    this.conversation = new Conversation();
+    this.#connection.restart();
   }
 
   /** Something is missing: greet again, which brings it. False when the last try brought nothing. */

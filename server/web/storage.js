@@ -43,6 +43,15 @@ class SafeStorage {
     }
   }
 
+  /** Call `heard` with what another tab writes under `key`. */
+  onOther(key, heard) {
+    globalThis.addEventListener?.("storage", (event) => {
+      if (event.storageArea === this.#real && event.key === key && event.newValue !== null) {
+        heard(event.newValue);
+      }
+    });
+  }
+
   keys(prefix) {
     let found = [...this.#kept.keys()];
     try {
