@@ -107,6 +107,7 @@ class Plan:
     levels: tuple[int, ...]
     crowd: int
     models: Path | None = None
+    engine: str = "process"
 
     @property
     def settings(self) -> Settings:
@@ -116,7 +117,8 @@ class Plan:
     def arguments(self) -> tuple[str, ...]:
         """Of the server's command line."""
         models = () if self.models is None else ("--models", str(self.models))
-        return ("--threads", str(self.threads), "--log-level", "error", *LIMITS, *models)
+        told = ("--threads", str(self.threads), "--engine", self.engine, "--log-level", "error")
+        return (*told, *LIMITS, *models)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -134,6 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--crowd", type=int, default=CROWD, help="chats that are refused, or idle")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--models", type=Path, metavar="DIR", help="default: the model that ships")
+    parser.add_argument("--engine", choices=["process", "thread"], default="process", help="of the server")
     parser.add_argument("--transformers", metavar="PYTHON", help="an interpreter that has it")
     args = parser.parse_args(arguments)
     plan = Plan(
@@ -145,6 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tuple(args.chats),
         args.crowd,
         args.models,
+        args.engine,
     )
     allow_sockets(max(plan.crowd, *plan.levels) + 100)
     parts: dict[str, Callable[[Plan, ServerProcess], None]] = {
