@@ -31,7 +31,7 @@ from server.console.accounts import Accounts
 from server.console.context import Console
 from server.console.job_runner import JobRunner
 from server.conversations import Bounds, Conversations
-from server.engine import PROBES, Engine, EngineUnhealthy
+from server.engine import FIRST_STEP_LIMIT, PROBES, Engine, EngineUnhealthy
 from server.engine_process import Nursery, ProcessWorker
 from server.hot_swap import HotSwap
 from server.keys import Keys
@@ -57,8 +57,8 @@ from server.writer import Writer
 log = logging.getLogger(__name__)
 
 CHAT_PATH: Final = "/v1/chat"
-WARM_UP: Final = 60.0
-"""Seconds for the first token: a GPU needs some to come up. Nobody is let in before it."""
+WARM_UP: Final = FIRST_STEP_LIMIT
+"""Seconds for the first token, before which nobody is let in."""
 SPARE_FILES: Final = 512
 """Open files that are no chat sockets: HTTP connections, the database, libraries."""
 STORE_THREADS: Final = {"sqlite": 1, "postgresql": 8}
@@ -290,7 +290,8 @@ class Server(uvicorn.Server):
 def serve(settings: Settings) -> int:
     """Run the server until SIGTERM or SIGINT; the exit status."""
     logs.configure(settings.log_level)
-    nursery = Nursery() if settings.engine == "process" and hasattr(os, "fork") else None
+    # Elsewhere there is no fork, or the system's own libraries do not survive it.
+    nursery = Nursery() if settings.engine == "process" and sys.platform == "linux" else None
     try:
         return _serve(settings, nursery)
     finally:

@@ -55,8 +55,8 @@ FRESH: Final = 1.0
 """Seconds for which a step that went well shows that the engine is alive."""
 STEP_LIMIT: Final = 30.0
 """Seconds that a step may take before its worker is given up, unless told otherwise."""
-FIRST_STEP_LIMIT: Final = 120.0
-"""The same for a first step, which makes the batcher: a GPU needs some to come up."""
+FIRST_STEP_LIMIT: Final = 300.0
+"""The same for a first step, which loads the model: from a slow disk, or to a GPU that has yet to come up."""
 STUCK: Final = 4
 """Threads given up that may still hang at a time: each keeps a batcher. With so many, no other is begun."""
 AHEAD: Final = 8
@@ -163,7 +163,7 @@ class Generation:
         self._told = 0  # characters
         self._heard = 0  # of the worker that makes it now
         self._again = False
-        self._cancelled = False
+        self._end_wanted = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -191,13 +191,21 @@ class Generation:
             self._arrival.set()
             self._engine.cancel(self.id)
 
-    def cancelled(self) -> None:
+    def want_end(self) -> None:
         """By the engine: its end was asked for."""
-        self._cancelled = True
+        self._end_wanted = True
+
+    def end_due(self) -> bool:
+        """By the engine: whether its worker is to end it now. One that makes it again goes on until it has
+        said what was told: a reply is kept as far as it was shown.
+        """
+        due = self._end_wanted and (self._ended or self._heard >= self._told)
+        self._end_wanted = self._end_wanted and not due
+        return due
 
     def begin_again(self) -> bool:
         """By the engine, when what made it has ended: whether another worker is to make it."""
-        if self._ended or self._cancelled or self._again:
+        if self._ended or self._again:
             return False
         self._again, self._heard = True, 0
         return True
@@ -231,7 +239,7 @@ class Generation:
 
     def _news(self, piece: Piece) -> Piece:
         """What of it was not told before a worker ended. The same text comes again; should it differ (float32
-        computes other last digits in other company), the end of the reply has it whole.
+        computes other last digits in other company), only the end of the reply has it as it is.
         """
         news = piece.text[max(0, self._told - self._heard) :]
         self._heard += len(piece.text)
@@ -297,14 +305,14 @@ class Engine:
         workers = [station.worker for station in self._stations if station.worker is not None]
         for worker in workers:
             worker.stop()
-        for worker in (*workers, *self._retired):
-            await worker.join(min(STOP_WAIT, self._step_limit))
+        wait = min(STOP_WAIT, self._step_limit)
+        await asyncio.gather(*(worker.join(wait) for worker in (*workers, *self._retired)))
         for station in self._stations:
             self._fail_all(station, "the server is stopping")
 
     @property
     def threads_left(self) -> bool:
-        """Whether a thread is in a step that does not return."""
+        """Once it was stopped: whether a thread is in a step that does not return."""
         workers = (*self._stuck, *(station.worker for station in self._stations))
         return any(worker is not None and worker.alive for worker in workers)
 
@@ -324,6 +332,10 @@ class Engine:
         station = await self._ready(make_batcher, speaker)
         self.remove(speaker.fingerprint)
         self._beside[speaker.fingerprint] = station
+
+    def have_moved(self, make_batcher: MakeBatcher) -> None:
+        """The model in use is to be made like that from its next worker on."""
+        self._station.make_batcher = make_batcher
 
     def remove(self, fingerprint: str) -> None:
         """Give no more places with a model that was added; it goes with its last permit."""
@@ -406,8 +418,9 @@ class Engine:
             return
         if generation.permit.station.line.remove(generation.owner, generation):
             worker.command(generation.request)  # the batcher drops it before it takes any rows
-        generation.cancelled()
-        worker.command(request_id)
+        generation.want_end()
+        if generation.end_due():
+            worker.command(request_id)
 
     async def check(self, wait: float = PROBE_WAIT) -> None:
         """Have one token decoded within `wait` seconds, unless a step has only just gone well.
@@ -423,7 +436,9 @@ class Engine:
             await self._probe(self._station, wait)
 
     def look_after(self) -> None:
-        """Give up workers that hang or have ended: their replies fail, and others take their place."""
+        """Others take the place of workers that have ended, with their replies, and of those that hang, whose
+        replies fail.
+        """
         self._stuck = [worker for worker in self._stuck if worker.alive]
         self._retired = [worker for worker in self._retired if worker.alive]
         for station in list(self._stations):
@@ -447,7 +462,10 @@ class Engine:
     async def _keep_watch(self) -> None:
         while True:
             await asyncio.sleep(min(1.0, self._step_limit / 4))
-            self.look_after()
+            try:
+                self.look_after()
+            except Exception as error:  # noqa: BLE001 - no memory for a thread, say: the next time there may be
+                logs.event(log, logging.ERROR, "engine_not_begun", error=logs.place(error))
 
     def _begin(self, station: _Station) -> Worker:
         worker: Worker = self._begin_worker(station.make_batcher, lambda told: self._hear(worker, told))
@@ -471,6 +489,8 @@ class Engine:
         worker = self._begin(station)
         for each in again:
             worker.command(each.request)
+            if each.end_due():
+                worker.command(each.id)
         self._hand_over(station)
 
     async def _ready(self, make_batcher: MakeBatcher, speaker: Speaker) -> _Station:
@@ -478,8 +498,8 @@ class Engine:
         station = _Station(speaker, make_batcher)
         self._stations.append(station)
         permit = self._permit(0, station=station)  # or it would go with that of the probe
-        self._begin(station)
         try:
+            self._begin(station)
             await self._probe(station, max(FIRST_STEP_LIMIT, self._step_limit))
         except EngineUnhealthy as error:
             trouble = None if station.worker is None else station.worker.trouble
@@ -560,7 +580,10 @@ class Engine:
             if generation is None or generation.permit.station.worker is not worker:
                 continue
             generation.deliver(event)
-            if not isinstance(event, Piece):
+            if isinstance(event, Piece):
+                if worker is not None and generation.end_due():
+                    worker.command(event.id)
+            else:
                 del self._generations[event.id]
                 generation.permit.station.rows -= generation.rows
                 self._hand_over(generation.permit.station)

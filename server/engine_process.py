@@ -44,12 +44,16 @@ log = logging.getLogger(__name__)
 
 CHUNK: Final = 1 << 18
 """Bytes that are read at a time."""
+ENDING: Final = 2.0
+"""Seconds that a process gets to end by itself."""
+REAPING: Final = 60.0
+"""Seconds after which the nursery looks whether processes have ended, at the latest."""
 ENGINE: Final = "turnwise-engine"
 """What the processes that make replies are called, where the system lets them have a name."""
 _LENGTH: Final = struct.Struct("<Q")
 _SEND_BUFFER: Final = 1 << 20
-_KILLED_FIRST: Final = "300"
-"""Thousandths of the memory of the machine that Linux adds to what it has when there is none left."""
+_KILLED_FIRST: Final = "100"
+"""Thousandths of all memory that Linux adds to what it has when there is none left; a retraining has more."""
 
 
 class _Begin(NamedTuple):
@@ -120,16 +124,12 @@ class ProcessWorker:
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                self._nursery.fork(theirs)
-            except OSError as error:
-                logs.event(log, logging.ERROR, "engine_not_begun", error=logs.place(error))
-                ours.close()
-                self._ended.set()
-                return
-        ours.setblocking(False)
+        try:
+            ours = self._nursery.fork()
+        except OSError as error:  # no files, say
+            logs.event(log, logging.ERROR, "engine_not_begun", error=logs.place(error))
+            self._ended.set()
+            return
         self._socket = ours
         self._loop.add_reader(ours, self._read)
         self._send(self._begin)
@@ -152,9 +152,9 @@ class ProcessWorker:
         self._close()
 
     async def join(self, wait: float) -> None:
-        """What has not ended by then is killed."""
+        """What has not ended by then is killed, or sooner: nothing is lost with it."""
         try:
-            async with asyncio.timeout(wait):
+            async with asyncio.timeout(min(wait, ENDING)):
                 await self._ended.wait()
         except TimeoutError:
             self.abandon()
@@ -262,7 +262,7 @@ class Nursery:
             self._pid = os.fork()
         if self._pid == 0:
             self._control.close()
-            _in_a_process_of_its_own(partial(_nurse, theirs), "turnwise-nursery")
+            _in_a_process_of_its_own(partial(_nurse, theirs), "turnwise-nurse")
         theirs.close()
         self._control.settimeout(5.0)
 
@@ -278,9 +278,17 @@ class Nursery:
         except (OSError, ValueError):
             return False
 
-    def fork(self, connection: socket.socket) -> None:
-        """Begin a process that works for whoever has the other end of `connection`. Raises OSError."""
-        socket.send_fds(self._control, [b"f"], [connection.fileno()])
+    def fork(self) -> socket.socket:
+        """Begin a process; the connection to it, which does not block. Raises OSError."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                socket.send_fds(self._control, [b"f"], [theirs.fileno()])
+            except OSError:
+                ours.close()
+                raise
+        ours.setblocking(False)
+        return ours
 
     def close(self) -> None:
         """End it, and what it has forked."""
@@ -292,9 +300,15 @@ class Nursery:
 def _nurse(control: socket.socket) -> None:
     """Fork whenever asked, until the server is gone."""
     children: set[int] = set()
+    control.settimeout(REAPING)
     while True:
-        _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        try:
+            _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        except TimeoutError:
+            descriptors = None
         children -= {pid for pid in children if os.waitpid(pid, os.WNOHANG)[0]}
+        if descriptors is None:
+            continue
         if not descriptors:
             break
         with socket.socket(fileno=descriptors[0]) as connection:
@@ -319,6 +333,7 @@ def _in_a_process_of_its_own(work: Callable[[], None], name: str) -> NoReturn:
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or nobody could be waited for
         with contextlib.suppress(OSError):  # for `ps` and `top`, where the system has it
             Path("/proc/self/comm").write_text(name, encoding="ascii")
         work()
@@ -342,19 +357,16 @@ def _engine(connection: socket.socket) -> None:
     make_batcher, threads = begin[0]
     torch.set_num_threads(threads)
     stepping = Stepping(make_batcher, time.monotonic)
-    carried_out, early = 0, begin[1:]
+    carried_out, commands = 0, begin[1:]  # none, perhaps: the model is loaded before anybody asks
     set_up = False
-    while True:
-        commands = [*early, *inbox.now()] if early or not stepping.idle else inbox.wait()
-        early = []
-        if inbox.ended or (stepping.idle and not commands):
-            return
+    while not inbox.ended:
         told = stepping.step(commands)
         carried_out += len(commands)
         connection.sendall(_packed(tuple(_state(told, stepping, carried_out))))
         if not set_up and not stepping.failures:
             set_up = True
             set_aside()
+        commands = inbox.wait() if stepping.idle else inbox.now()
 
 
 def _state(told: Told, stepping: Stepping, commands: int) -> _State:

@@ -81,6 +81,7 @@ class HotSwap:
             sealed = await asyncio.to_thread(describe, meant.path)
             before, after = self._engine.speaker, speaker_of(sealed, self._rows)
             if _heard(after) == _heard(before):
+                self._engine.have_moved(self._make_batcher(sealed))  # where it was before may be deleted
                 return
             await self._engine.switch(self._make_batcher(sealed), after)
         except (ModelDirectoryError, EngineUnhealthy) as error:

@@ -96,7 +96,7 @@ def by_fingerprint(models: Path, wanted: str) -> Path | None:
     """The model with that fingerprint, one that is sound."""
     for path in sealed(models):
         try:
-            if model_directory.load(path).fingerprint == wanted:
+            if model_directory.describe(path).fingerprint == wanted:
                 return path
         except ModelDirectoryError:
             continue

@@ -272,7 +272,10 @@ class OpenAiApi:
             if piece:
                 await show(piece)
             if not isinstance(event, Piece):
-                ending = Ending(index, text, event.reply, stop.stopped, job.asked.stops)
+                # Pieces of a reply that was made twice (server.engine) may differ from it, which cannot be
+                # mended in a stream.
+                whole = text if stop.stopped else storable(event.reply.text)
+                ending = Ending(index, whole, event.reply, stop.stopped, job.asked.stops)
                 self._log(job, ending, generation)
                 return ending
             if stop.stopped:

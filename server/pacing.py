@@ -1,7 +1,7 @@
 """How often replies in the making are told of, when there are many.
 
-Telling a client of a token costs the event loop about as long as the model needs to choose it, and the two
-share an interpreter: with a frame for each token of sixty replies, half of the time would go into frames.
+Telling a client of a token costs the event loop about as long as the model needs to choose it: with a frame
+for each token of sixty replies, it would do nothing else.
 Nobody reads that fast. So the more replies there are, the more of their text goes into one piece: each tells
 of itself `EACH` seconds less often for every other one, while the first text of a reply and its end never
 wait.
@@ -24,7 +24,7 @@ LONGEST: Final = 0.05
 
 
 class Pacing:
-    """One thread's events. clock: seconds, monotonic."""
+    """One worker's events. clock: seconds, monotonic."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._now = clock

@@ -61,14 +61,22 @@ class Recipe:
     def __call__(self) -> Batcher:
         """Raises `ModelDirectoryError`, also when another model lies there by now."""
         if self._bundle is None:
-            bundle = load(self.path, self.device, self.precision)
-            if bundle.fingerprint != self.fingerprint:
-                raise ModelDirectoryError(self.path, f"it is {bundle.fingerprint}, not {self.fingerprint}")
-            if self.tried:
-                models.try_out(bundle, self.rows)
-            self._bundle = bundle
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1 if self.tried else threads)  # replies under way have the rest
+            try:
+                self._bundle = self._load()
+            finally:
+                torch.set_num_threads(threads)
             give_back_memory()  # weights were read, converted and dropped
         return Batcher(self._bundle, rows=self.rows, waiting=self.waiting, reading=READING, kept=self.kept)
+
+    def _load(self) -> ModelBundle:
+        bundle = load(self.path, self.device, self.precision)
+        if bundle.fingerprint != self.fingerprint:
+            raise ModelDirectoryError(self.path, f"it is {bundle.fingerprint}, not {self.fingerprint}")
+        if self.tried:
+            models.try_out(bundle, self.rows)
+        return bundle
 
 
 def load(path: Path, device: Device, precision: Precision) -> ModelBundle:

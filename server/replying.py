@@ -1,7 +1,7 @@
 """Making replies: one at a time in a conversation, streamed to whoever listens, kept before it counts.
 
 A reply goes on when the socket that asked for it goes. Everything here belongs on the event loop; the model
-works on the engine's thread, the database on the writer's.
+works on the engine, the database on the writer's.
 """
 
 from __future__ import annotations
