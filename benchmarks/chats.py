@@ -55,18 +55,21 @@ class Chat:
     resumed: int = 0
     problems: list[str] = field(default_factory=list)
     stopping: bool = False
+    asking: bool = False
     silent: list[ClientConnection] = field(default_factory=list)
     _socket: ClientConnection | None = None
     _leave: asyncio.Future[None] | None = None
 
     async def run(self, port: int) -> None:
         """Say one thing after another, until told to stop and answered."""
-        while not self.stopping:
+        while self.asking or not self.stopping:
             with contextlib.suppress(OSError, ConnectionClosed, InvalidHandshake, TimeoutError, _Lost):
                 async with self._connected(port) as socket:
-                    while not self.stopping:
+                    while self.asking or not self.stopping:
+                        self.asking = True
                         await self._turn(socket, self.turns)
                         self.turns += 1
+                        self.asking = False
             await asyncio.sleep(0.05)
 
     def fall_silent(self) -> bool:
