@@ -253,6 +253,16 @@ def test_a_database_that_somebody_else_has_locked(
 # --- the engine -------------------------------------------------------------------------------------------
 
 
+async def says_in_vain(visitor: Visitor, client: ChatClient) -> None:
+    """Something that is kept, and whose reply cannot be made."""
+    accepted = await client.say("question", "question")
+    visitor.kept[accepted.seq] = (accepted.message, "question")
+    while not isinstance(message := await client.receive(), Error):
+        assert not isinstance(message, Message)
+    assert (message.code, message.id) == ("internal", "question")
+    assert message.retry_after
+
+
 def test_an_engine_that_hangs_is_replaced(tiny_model_dir: Path, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'turnwise.db'}"
 
@@ -261,12 +271,7 @@ def test_an_engine_that_hangs_is_replaced(tiny_model_dir: Path, tmp_path: Path) 
         await visitor.says("before")
         async with visitor.connected() as client:
             server.gate.close()
-            accepted = await client.say("question", "question")
-            visitor.kept[accepted.seq] = (accepted.message, "question")
-            while not isinstance(message := await client.receive(), Error):
-                assert not isinstance(message, Message)
-            assert (message.code, message.id) == ("internal", "question")
-            assert message.retry_after
+            await says_in_vain(visitor, client)
             await becomes(server, 503)
             server.gate.open()
         await becomes(server, 200)
@@ -299,12 +304,7 @@ def test_an_engine_whose_thread_has_ended_is_replaced(
         monkeypatch.setattr(ScriptedBatcher, where, property(ends) if where == "idle" else ends)
         if times == 2:
             async with visitor.connected() as client:
-                accepted = await client.say("question", "question")
-                visitor.kept[accepted.seq] = (accepted.message, "question")
-                while not isinstance(message := await client.receive(), Error):
-                    assert not isinstance(message, Message)
-                assert (message.code, message.id) == ("internal", "question")
-                assert message.retry_after
+                await says_in_vain(visitor, client)
         await visitor.says("question")
         await becomes(server, 200)
         await asyncio.to_thread(visitor.finds_all_of_it)
